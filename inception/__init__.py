@@ -1,0 +1,1 @@
+"""The Inception family on minigrad: models, data, training, and the command line."""

@@ -1,0 +1,20 @@
+"""The data room: pictures from files or drawn here, and the way from them to batches a network can read."""
+
+from inception.data.augment import crop_and_flip, normalise
+from inception.data.cifar import load_cifar10
+from inception.data.dataset import DataError, Dataset, mean_and_std, split
+from inception.data.loader import Batch, Loader
+from inception.data.shapes import load_shapes
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "Dataset",
+    "Loader",
+    "crop_and_flip",
+    "load_cifar10",
+    "load_shapes",
+    "mean_and_std",
+    "normalise",
+    "split",
+]

@@ -1,0 +1,100 @@
+"""Labelled pictures in memory: what every source returns, and what can be asked of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from minigrad.errors import MinigradError
+from minigrad.random import Key, permutation
+
+_BLOCK = 1000  # pictures counted at a time: bincount widens each value to eight bytes
+
+
+class DataError(MinigradError, ValueError):
+    """A data set, one of its files or a way of loading it is not what it should be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures and what they show.
+
+    images   (N, H, W, 3) uint8, red, green, blue: channels-last, like every activation in minigrad
+    labels   (N,) int64, each an index into `classes`
+    classes  the name of each class
+    name     what to call the set in messages and reports
+
+    Raises DataError if these do not fit together.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise DataError(
+                f"{self.name}: images must be uint8 of shape (N, H, W, 3), got {images.dtype} {images.shape}"
+            )
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{self.name}: labels must be int64 of shape ({len(images)},), one for each picture, "
+                f"got {labels.dtype} {labels.shape}"
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+        if wrong.size:
+            raise DataError(
+                f"{self.name}: the label in row {wrong[0]} is {labels[wrong[0]]}, "
+                f"but the {len(self.classes)} classes are numbered from 0 to {len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Set a random `fraction` of the pictures aside, the same ones for the same seed: (train, validation).
+
+    Every picture is in exactly one of the two, and both keep the order of `dataset`.
+    Raises DataError if one of them would be empty.
+    """
+    n = len(dataset)
+    aside = round(n * fraction)
+    if not 0 < aside < n:
+        raise DataError(
+            f"{dataset.name}: a validation fraction of {fraction} puts {aside} of {n} pictures aside: "
+            f"choose one between 0 and 1 that leaves pictures on both sides"
+        )
+    order = permutation(Key(seed).fold("split"), n)
+
+    def part(rows: np.ndarray, name: str) -> Dataset:
+        rows = np.sort(rows)
+        return replace(dataset, images=dataset.images[rows], labels=dataset.labels[rows], name=f"{dataset.name} {name}")
+
+    return part(order[aside:], "without validation"), part(order[:aside], "validation")
+
+
+def mean_and_std(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and standard deviation of each channel, pixels scaled to [0, 1]: two float64 arrays (3,).
+
+    A channel has 256 levels, so how often each occurs tells all. The sums over them are integers; only the
+    last division and root round.
+    Raises DataError if there are no pictures.
+    """
+    if not len(dataset):
+        raise DataError(f"{dataset.name}: no pictures to take the mean of")
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(dataset), _BLOCK):
+        block = dataset.images[start : start + _BLOCK]
+        for channel in range(3):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    levels = np.arange(256)
+    total = int(counts[0].sum())
+    sums = [int(s) for s in counts @ levels]
+    squares = [int(s) for s in counts @ levels**2]
+    mean = np.array([s / (255 * total) for s in sums])
+    variance = [(total * q - s * s) / (255 * total) ** 2 for s, q in zip(sums, squares, strict=True)]
+    return mean, np.sqrt(variance)

@@ -1,0 +1,229 @@
+"""NumPy or CuPy: which module an array belongs to, where new arrays are made, and how they move.
+
+Code that computes never asks for the backend, it asks the array: `xp = array_module(x)`. The default backend
+only decides where *new* arrays are made. It is NumPy, unless `set_backend("cupy")` or the environment variable
+MINIGRAD_BACKEND says otherwise; the variable is read when the default is first needed. CuPy is imported when it
+is chosen, never by importing minigrad.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad.errors import BackendError
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+BACKENDS = ("numpy", "cupy")
+
+_backend: str | None = None  # None until the first use or the first set_backend
+
+
+def array_module(x: Array) -> ModuleType:
+    """The module whose functions work on x: `numpy`, or `cupy` for a device array.
+
+    Raises BackendError if x is no array.
+    """
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np
+    package = type(x).__module__.partition(".")[0]
+    if package == "cupy" and package in sys.modules:
+        return sys.modules[package]
+    raise BackendError(f"{type(x).__module__}.{type(x).__qualname__} is not a NumPy or CuPy array: use asarray first")
+
+
+def set_backend(name: str) -> None:
+    """Make new arrays with "numpy" or with "cupy" from here on; arrays that exist stay where they are.
+
+    Raises BackendError if the name is unknown, or if CuPy cannot be used here (with the reason and the remedy).
+    """
+    global _backend
+    _backend = _usable(name, "set_backend")
+
+
+def backend() -> str:
+    """The default backend's name, "numpy" or "cupy".
+
+    Raises BackendError like `set_backend`, if the name came from MINIGRAD_BACKEND and cannot be used.
+    """
+    global _backend
+    if _backend is None:
+        _backend = _usable(os.environ.get("MINIGRAD_BACKEND", "numpy"), "MINIGRAD_BACKEND")
+    return _backend
+
+
+def default_module() -> ModuleType:
+    """The module where new arrays are made: `numpy` or `cupy`."""
+    return importlib.import_module(backend())
+
+
+def _usable(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise BackendError(f"{source}: there is no backend {name!r}, choose 'numpy' or 'cupy'")
+    if name == "cupy":
+        code, sentence = cupy_status()
+        if code != "ok":
+            raise BackendError(f"{source}: the backend 'cupy' cannot be used here: {sentence}")
+    return name
+
+
+def asarray(data: Any, dtype: Any = None) -> Array:
+    """`data` as an array of the default backend: host data is copied to the device if that is CuPy.
+
+    A device array stays on the device whatever the default is: bringing it back is `to_host`, never implied.
+    No copy is made if none is needed.
+    """
+    if _is_device_array(data):
+        return data if dtype is None else data.astype(dtype, copy=False)
+    return default_module().asarray(data, dtype=dtype)
+
+
+def to_host(x: Array) -> np.ndarray:
+    """x as a NumPy array: itself if it is one, else a copy in C order, after waiting for the device."""
+    return x.get() if array_module(x) is not np else np.asarray(x)
+
+
+def _is_device_array(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "get")
+
+
+class MemoryReport(NamedTuple):
+    """Sizes in bytes. The pool is CuPy's default memory pool; None on the NumPy backend."""
+
+    peak_resident: int  # the most memory the process has ever had on the host
+    pool_used: int | None = None  # in arrays that are alive now
+    pool_total: int | None = None  # taken from the device, used or kept for later
+
+
+def memory_report() -> MemoryReport:
+    """How much memory the process has used, on the host and on the device."""
+    import resource  # here, because it exists on Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if backend() == "numpy":
+        return MemoryReport(peak)
+    pool = default_module().get_default_memory_pool()
+    return MemoryReport(peak, pool.used_bytes(), pool.total_bytes())
+
+
+# ---- Can CuPy be used here, and if not, what should the user do? ----
+
+# Results of cudaGetDeviceCount. 35 is reported both without a driver and for one that is too old.
+INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
+
+
+def cupy_status(smoke: bool = True) -> tuple[str, str]:
+    """Whether CuPy can be used, as (code, sentence). Never raises.
+
+        not_installed   the package is absent
+        broken          the package is there but does not import
+        no_driver       no NVIDIA driver (libcuda.so.1)
+        old_driver      the driver does not know this CuPy's CUDA version
+        no_device       no GPU, or none is visible
+        driver_error    the driver reports anything else
+        no_libs         GPU and driver are fine, cuBLAS or NVRTC is missing: typical of a wheel without [ctk]
+        failed          the smoke test failed in another way
+        ok              ready
+
+    `smoke` compiles a kernel, calls cuBLAS and reads a number back. Only this shows that the CUDA libraries are
+    there; it creates the CUDA context (up to seconds, some hundred MB of device memory).
+    """
+    wheels = _cupy_wheels()
+    try:
+        code, sentence = _probe(wheels, smoke)
+    except Exception as error:  # noqa: BLE001 - a diagnosis never raises
+        code, sentence = "failed", f"probing CuPy failed with {_first_line(error)}"
+    if len(wheels) > 1:
+        sentence += f"; several CuPy packages are installed ({', '.join(wheels)}): keep one"
+    return code, sentence
+
+
+def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
+    try:
+        cupy: Any = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return "not_installed", (
+                "CuPy is not installed: pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or newer), "
+                "or 'cupy-cuda12x[ctk]' for an older driver"
+            )
+        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+    except Exception as error:  # noqa: BLE001 - a damaged package can raise anything
+        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+
+    runtime = cupy.cuda.runtime
+    driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    try:
+        devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        return _driver_trouble(error, driver, needed)
+    if devices == 0:
+        return _no_device()
+
+    if smoke:
+        try:
+            x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2) + 1
+            correct = float((x @ x)[1, 1]) == 22.0
+        except Exception as error:  # noqa: BLE001 - the reason is what we are after
+            if _names_a_missing_library(error):
+                wheel = wheels[0] if wheels else "cupy-cuda13x"
+                return "no_libs", f"a CUDA library is missing, {_first_line(error)}: pip install '{wheel}[ctk]'"
+            return "failed", f"a first product on the GPU failed with {_first_line(error)}"
+        if not correct:
+            return "failed", "a 2×2 product on the GPU came back wrong: check the GPU with nvidia-smi"
+
+    gpu = runtime.getDeviceProperties(0)
+    name = f"{gpu['name'].decode()}, sm_{gpu['major']}{gpu['minor']}"
+    return "ok", f"{devices} device(s), the first is {name}, the driver supports CUDA {_version(driver)}"
+
+
+def _driver_trouble(error: Any, driver: int, needed: int) -> tuple[str, str]:
+    """What a failed getDeviceCount means; `driver` and `needed` are CUDA versions, 12080 for 12.8."""
+    if driver == 0:
+        return "no_driver", "there is no NVIDIA driver on this machine (libcuda.so.1 not found): install it"
+    if error.status == INSUFFICIENT_DRIVER:
+        return "old_driver", (
+            f"the NVIDIA driver supports CUDA {_version(driver)} but this CuPy needs {needed // 1000}.x: "
+            f"update the driver, or install 'cupy-cuda{driver // 1000}x[ctk]' instead"
+        )
+    if error.status == NO_DEVICE:
+        return _no_device()
+    return "driver_error", f"the NVIDIA driver failed with {_first_line(error)}: check it with nvidia-smi"
+
+
+def _no_device() -> tuple[str, str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return "no_device", "there is a driver but no GPU: check with nvidia-smi"
+    return "no_device", f"no GPU is visible, CUDA_VISIBLE_DEVICES is {visible!r}: unset it or name a GPU that exists"
+
+
+def _names_a_missing_library(error: Exception) -> bool:
+    # cuBLAS missing is an ImportError, NVRTC missing a DynamicLibNotFoundError of the cuda.pathfinder package.
+    by_type = isinstance(error, ImportError) or type(error).__name__ == "DynamicLibNotFoundError"
+    return by_type or any(phrase in str(error) for phrase in ("Failed to find", "Failure finding", "not find"))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+@functools.cache
+def _cupy_wheels() -> list[str]:
+    """Names of the installed distributions that provide CuPy: cupy, cupy-cuda12x, cupy-cuda13x, …"""
+    names = {distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions()}
+    return sorted(name for name in names if name.lower() == "cupy" or name.lower().startswith("cupy-"))

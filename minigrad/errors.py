@@ -1,0 +1,35 @@
+"""The errors minigrad raises on purpose. Each message is one sentence: what was wrong, where, what to do."""
+
+
+class MinigradError(Exception):
+    """Base of all errors below. Modules that it passes through prefix the path of the layer that raised it."""
+
+    layer_path: str = ""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{self.layer_path}: {message}" if self.layer_path else message
+
+
+class ShapeError(MinigradError, ValueError):
+    """Shapes do not fit together, or a size is out of range."""
+
+
+class DtypeError(MinigradError, TypeError):
+    """A dtype is not supported, or two operands differ in dtype."""
+
+
+class GraphError(MinigradError, RuntimeError):
+    """Backward cannot run: no graph, a graph already used, or a backward that returned the wrong thing."""
+
+
+class BackendError(MinigradError, RuntimeError):
+    """A backend cannot be used, or arrays of two backends meet in one operation."""
+
+
+class StateError(MinigradError, ValueError):
+    """A state dict does not fit the module it is loaded into."""
+
+
+class GradientMismatch(MinigradError, AssertionError):
+    """gradcheck found a gradient that finite differences do not confirm."""

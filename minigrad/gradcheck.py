@@ -1,0 +1,107 @@
+"""Is a backward right? Compare it with finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from minigrad.backend import array_module, to_host
+from minigrad.errors import DtypeError, GradientMismatch, GraphError
+from minigrad.random import Key, normal
+from minigrad.tensor import Tensor, no_grad
+
+STEPS = (1e-5, 1e-6, 1e-7)
+
+
+def gradcheck(
+    f: Callable[..., Tensor | Sequence[Tensor]],
+    *inputs: Tensor,
+    parameters: Iterable[Tensor] = (),
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> float:
+    """Compare the gradients of f(*inputs) with finite differences; raise GradientMismatch where they differ.
+
+        Σ_i ⟨d_i, ∂L/∂x_i⟩  =  (L(x + ε·d) − L(x − ε·d)) / 2ε,      L = ⟨g, f(x)⟩
+
+    with a random direction d and a random upstream gradient g: back-propagating ones would pass a softmax whose
+    backward returns zero. Every input is checked by itself, so that a message names the wrong one, and all
+    `parameters` together. A network has kinks (ReLU, max-pool), so it passes if one of ε = 1e-5, 1e-6, 1e-7 agrees;
+    a wrong backward fails all three.
+
+    f           tensors in, a tensor or several out; deterministic (hand dropout a key)
+    inputs      float64 tensors; those with requires_grad are checked
+    parameters  further float64 leaves that f depends on, as model.parameters()
+    returns     the largest relative difference found
+    raises      GradientMismatch; DtypeError for float32, whose rounding would hide errors
+    """
+    groups = [(f"input {i}", [x]) for i, x in enumerate(inputs) if x.requires_grad]
+    parameters = list(parameters)
+    if parameters:
+        groups.append((f"the {len(parameters)} parameters together", parameters))
+    if not groups:
+        raise GraphError("gradcheck has nothing to check: no input with requires_grad=True and no parameters")
+    for name, leaves in groups:
+        for leaf in leaves:
+            if leaf.dtype != np.float64:
+                raise DtypeError(f"gradcheck needs float64, {name} is {leaf.dtype}: convert with .astype('float64')")
+            leaf.grad = None
+    outputs = _outputs(f, inputs)
+    upstream = [_random(Key(seed).fold("upstream", i), y) for i, y in enumerate(outputs)]
+    loss = sum(((y * Tensor(g)).sum() for y, g in zip(outputs, upstream, strict=True)), start=Tensor(0 * upstream[0].sum()))
+    loss.backward()
+    analytic = {id(leaf): leaf.grad for _, leaves in groups for leaf in leaves}
+
+    def value() -> tuple[float, float]:
+        """L, and the size of the terms it is summed from (what its rounding error is proportional to)."""
+        with no_grad():
+            terms = [to_host(y.data * g) for y, g in zip(_outputs(f, inputs), upstream, strict=True)]
+        return float(sum(t.sum() for t in terms)), float(sum(np.abs(t).sum() for t in terms))
+
+    (here, scale), (again, _) = value(), value()
+    if here != again and not (np.isnan(here) and np.isnan(again)):
+        raise GraphError("gradcheck: f gives two results for the same inputs; fix its randomness (model.set_key)")
+    return max(_check(name, leaves, analytic, value, scale, Key(seed), tolerance) for name, leaves in groups)
+
+
+def _check(name, leaves, analytic, value, scale, key, tolerance) -> float:  # type: ignore[no-untyped-def]
+    directions = [_random(key.fold("direction", name, i), leaf) for i, leaf in enumerate(leaves)]
+    grads = [analytic[id(leaf)] for leaf in leaves]
+    predicted = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True) if g is not None)
+    found = []
+    for step in STEPS:
+        measured = (_shifted(leaves, directions, step, value) - _shifted(leaves, directions, -step, value)) / (2 * step)
+        noise = 1e-15 * scale / step  # a gradient of zero is measured as rounding of L
+        difference, size = abs(measured - predicted), max(abs(measured), abs(predicted))
+        if difference <= tolerance * size + noise:
+            return difference / max(size, noise)
+        found.append(measured)
+    raise GradientMismatch(
+        f"gradcheck: backward gives {predicted:.9g} for a random direction in {name}, finite differences give "
+        + ", ".join(f"{m:.9g} (ε={step:g})" for m, step in zip(found, STEPS, strict=True))
+    )
+
+
+def _shifted(leaves, directions, step, value) -> float:  # type: ignore[no-untyped-def]
+    """L with every leaf moved by step · direction."""
+    before = [leaf.data for leaf in leaves]
+    try:
+        for leaf, direction in zip(leaves, directions, strict=True):
+            leaf.data = leaf.data + step * direction
+        return value()[0]
+    finally:
+        for leaf, data in zip(leaves, before, strict=True):
+            leaf.data = data
+
+
+def _outputs(f, inputs) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    result = f(*inputs)
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _random(key: Key, like: Tensor):  # type: ignore[no-untyped-def]
+    xp = array_module(like.data)
+    values = xp.empty_like(like.data)
+    values[...] = xp.asarray(normal(key, like.shape))
+    return values

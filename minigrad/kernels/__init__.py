@@ -1,0 +1,52 @@
+"""The kernel table: the same functions in three modules, chosen by the type of the array.
+
+    reference   plain loops that follow the formula: the definition, and the tests' oracle
+    numpy_      pixel-matrix products over blocks of images, blocks spread over threads
+    cupy_       the same on an NVIDIA GPU
+
+What has a window, a reduction over pixels or a fused form goes through this table; elementwise code elsewhere
+uses `array_module(x)` and needs no branch.
+
+Contract. Arrays in, arrays out; no tensors. Images have shape (N, C, H, W) and any strides; results are
+channels-last. The dtype (float32 or float64) of the input is the dtype of the output, except where float64 is
+said. Inputs are left untouched. Results are deterministic: the same bits in every run, for any number of threads.
+Sizes have been checked by the op that calls.
+
+| kernel | returns | meaning |
+|---|---|---|
+| conv2d(x, weight, bias, window) | y (N, O, OH, OW) | cross-correlation; bias (O,) or None |
+| conv2d_dx(dy, weight, window) | dx (N, C, H, W) | its gradient with respect to x |
+| conv2d_dw(dy, x, window, with_bias) | dw (O, C, KH, KW), db (O,) or None | … weight and bias; dw has the memory (O, KH, KW, C) |
+| max_pool(x, window) | y (N, C, OH, OW) | padding is −∞ |
+| max_pool_dx(dy, x, y, window) | dx | dy goes to the window's first maximum in row-major order |
+| avg_pool(x, window, count_padding) | y (N, C, OH, OW) | sum of the cells inside the image over their number, or over the number of cells inside the padded image |
+| avg_pool_dx(dy, window, count_padding) | dx (N, C, H, W) | |
+| statistics(x) | mean (C,), var (C,), both float64 | over N, H, W; biased variance |
+| batch_norm(x, mean, var, gamma, beta, eps, relu) | y | (x − mean) / √(var + eps) · gamma + beta, then max(0, ·) if relu |
+| batch_norm_dx(dy, x, mean, var, gamma, beta, eps, relu, through_statistics) | dx, dgamma (C,), dbeta (C,) | mean and var are functions of x (training), or constants (evaluation) |
+| lrn(x, size, alpha, beta, k) | y | x / (k + alpha/size · Σ x²)^beta over `size` neighbouring channels |
+| lrn_dx(dy, x, size, alpha, beta, k) | dx | |
+| cross_entropy(logits, labels, smoothing) | losses (N,), dlogits (N, K) | per row; the gradient of each row's own loss |
+| concat(xs) | y (N, ΣC, H, W) | channels side by side |
+| add(a, b, out) | a + b | gradients that meet; written into `out` unless it is None |
+
+`window` is a `minigrad.layout.Window`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from minigrad.kernels import numpy_
+from minigrad.layout import Array
+
+
+def kernels(array: Array) -> ModuleType:
+    """The kernel module for an array: `numpy_` for host arrays, `cupy_` for device arrays."""
+    if isinstance(array, np.ndarray):
+        return numpy_
+    from minigrad.kernels import cupy_
+
+    return cupy_

@@ -1,0 +1,139 @@
+"""The one idea of the library: an activation is a matrix with one row per pixel and one column per channel.
+
+A batch of images has the shape (N, C, H, W), as in every paper and in PyTorch, but its memory is
+channels-last: the values of one pixel's channels are neighbours. Seen through `pixels` it is the matrix
+(N·H·W, C), and then
+
+- a 1×1 convolution is a matrix product, with no copy at all;
+- a k×k convolution is im2col (one row of patches per output pixel) and a matrix product;
+- batch norm is column statistics, ReLU and dropout are elementwise;
+- concat is columns side by side, global average pooling the mean over an image's rows.
+
+This file is the only one that transposes. Weights follow the same rule: their shape is (O, I, KH, KW), their
+memory (O, KH, KW, I), so that `filter_matrix` is a view.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad.backend import Array, array_module
+from minigrad.errors import ShapeError
+
+Pair = tuple[int, int]
+
+
+def pixels(x: Array) -> Array:
+    """(N, C, H, W) as the matrix (N·H·W, C): a view when x is channels-last, else one copy."""
+    n, c, h, w = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(n * h * w, c)
+
+
+def images(matrix: Array, n: int, h: int, w: int) -> Array:
+    """The inverse of `pixels`: the matrix (N·H·W, C) as an NCHW view over the same memory."""
+    return matrix.reshape(n, h, w, -1).transpose(0, 3, 1, 2)
+
+
+def empty_images(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised channels-last array of shape (N, C, H, W), or an ordinary one for other ranks."""
+    if len(shape) != 4:
+        return xp.empty(shape, dtype)
+    n, c, h, w = shape
+    return images(xp.empty((n * h * w, c), dtype), n, h, w)
+
+
+def channels_last(xp: Any, x: Array) -> Array:
+    """x itself if its memory is channels-last (or it is no batch of images), else one channels-last copy."""
+    if x.ndim != 4 or x.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return x
+    y = empty_images(xp, x.shape, x.dtype)
+    y[...] = x
+    return y
+
+
+def elementwise(function: Any, *arrays: Array) -> Array:
+    """function(*arrays) with broadcasting, the result channels-last where it is a batch of images.
+
+    NumPy's ufuncs keep the strides of their operands, CuPy's always allocate in C order; this is where they agree.
+    """
+    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    if len(shape) != 4:
+        return function(*arrays)
+    return function(*arrays, out=empty_images(array_module(arrays[0]), shape, arrays[0].dtype))
+
+
+def sum_to(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Undo a broadcast: sum dy over the axes along which an array of `shape` was repeated."""
+    if dy.shape == shape:
+        return dy
+    padded = (1,) * (dy.ndim - len(shape)) + shape
+    axes = tuple(i for i, (have, want) in enumerate(zip(dy.shape, padded, strict=True)) if have != want)
+    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+
+
+def filter_matrix(weight: Array) -> Array:
+    """(O, I, KH, KW) as the matrix (O, KH·KW·I): a view, since weights are kept channels-last like images."""
+    return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def pair(value: int | tuple[int, int], name: str) -> Pair:
+    """An int for both axes, or (height, width)."""
+    height, width = (value, value) if isinstance(value, int) else value
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise ShapeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    return height, width
+
+
+class Window(NamedTuple):
+    """Where a kernel stops on its way over an image; the same for convolution and pooling.
+
+    Output pixel (i, j) sees the input rows i·stride − padding … + kernel − 1, and columns likewise. Cells outside
+    the image are padding. `output` is ⌊(L + 2p − k) / s⌋ + 1 on each axis; in ceil mode ⌈…⌉ + 1, less a last
+    window that would start at or beyond L + p.
+    """
+
+    input: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    output: Pair
+
+    @classmethod
+    def of(
+        cls,
+        input: Pair,
+        kernel: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        *,
+        ceil_mode: bool = False,
+    ) -> Window:
+        """The window's stops on an input of (H, W).
+
+        Raises ShapeError if a size is out of range or no window fits.
+        """
+        kernel, stride, padding = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(padding, "padding")
+        if min(kernel) < 1 or min(stride) < 1 or min(padding) < 0:
+            raise ShapeError(
+                f"kernel_size {kernel} and stride {stride} must be at least 1, padding {padding} at least 0"
+            )
+        output = []
+        for size, k, s, p in zip(input, kernel, stride, padding, strict=True):
+            room = size + 2 * p - k
+            if room < 0:
+                raise ShapeError(
+                    f"a {kernel[0]}×{kernel[1]} window does not fit the {input[0]}×{input[1]} input with padding "
+                    f"{padding}: use a larger input or a smaller kernel"
+                )
+            steps = -(-room // s) if ceil_mode else room // s
+            if ceil_mode and steps * s >= size + p:
+                steps -= 1
+            output.append(steps + 1)
+        return cls(input, kernel, stride, padding, (output[0], output[1]))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True for 1×1, stride 1, no padding: the patch matrix is the pixel matrix itself."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)

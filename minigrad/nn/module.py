@@ -1,0 +1,186 @@
+"""Module: something with parameters that is called with tensors.
+
+There is no registry. A module finds its parameters, buffers and children by walking its own attributes in the
+order in which they were set; in this project that is the order of the paper, of the state dict and of the
+optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend import array_module, to_host
+from minigrad.errors import MinigradError, StateError
+from minigrad.layout import Array, empty_images
+from minigrad.random import Key
+from minigrad.tensor import Tensor
+from minigrad.threads import blas_on_one_thread
+
+
+class Parameter(Tensor):
+    """A leaf tensor that is trained. Weights of rank 4 are kept channels-last: see layout."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Array):
+        super().__init__(data, requires_grad=True)
+
+
+class CallObserver(Protocol):
+    """What `summary` and `watch` are to a module: told when a call begins and ends."""
+
+    def enter(self, module: Module) -> None: ...
+    def leave(self, module: Module) -> None: ...
+
+
+observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
+
+
+class Module:
+    """Base of all layers and models. Subclasses set attributes in `__init__` and define `forward`."""
+
+    training: bool = True
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run `forward`. An exception on its way out learns the path of the layer in which it was raised."""
+        watching = observer.get()
+        if watching is not None:
+            watching.enter(self)
+        try:
+            with blas_on_one_thread():
+                return self.forward(*inputs)
+        except Exception as error:
+            self._locate(error)
+            raise
+        finally:
+            if watching is not None:
+                watching.leave(self)
+
+    def _locate(self, error: Exception) -> None:
+        """Every module that an error passes through looks up, in its own terms, the path of the innermost one."""
+        origin = error.__dict__.setdefault("raised_in", self)
+        path = next((path for path, module in self.named_modules() if module is origin), "")
+        if isinstance(error, MinigradError):
+            error.layer_path = path
+        elif path:
+            notes = error.__dict__.setdefault("__notes__", [])
+            notes[:] = [note for note in notes if not note.startswith("in layer ")] + [f"in layer {path}"]
+
+    # --- walking the tree
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of each direct child, in the order of definition."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
+        """(path, module) of this module (path "") and all below it, in the order of definition."""
+        yield path, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{path}.{name}" if path else name)
+
+    def _named(self, kind: type, but_not: type | tuple[()] = ()) -> Iterator[tuple[str, Any]]:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind) and not isinstance(value, but_not):
+                    yield (f"{path}.{name}" if path else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, parameter) of all that is trained, in the order of definition."""
+        return self._named(Parameter)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All that is trained, in the order of definition."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """(path, tensor) of what belongs to the state but is not trained, as running statistics."""
+        return self._named(Tensor, but_not=Parameter)
+
+    # --- modes
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode (or evaluation) for this module and all below: batch norm and dropout differ."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode: batch norm uses its running statistics, dropout does nothing."""
+        return self.train(False)
+
+    def set_key(self, key: Key, rows: Array | None = None) -> None:
+        """Hand every dropout layer below its random numbers for this step: key.fold(path of the layer).
+
+        key    names the step, for example Key(seed).fold("step", 17)
+        rows   (N,) or None: which picture of the data set each row of the batch is
+        """
+        for path, module in self.named_modules():
+            if hasattr(module, "key"):
+                module.key, module.rows = key.fold(path), rows
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # --- state
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """path -> host array (a copy) of every parameter and buffer."""
+        wanted = dict(self._named(Tensor))
+        return {path: np.array(to_host(tensor.data), order="C") for path, tensor in wanted.items()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Overwrite every parameter and buffer, in place.
+
+        Raises StateError that lists all missing, unexpected and misshapen entries; nothing is changed then.
+        """
+        mine = dict(self._named(Tensor))
+        missing = [name for name in mine if name not in state]
+        unexpected = [name for name in state if name not in mine]
+        misshapen = [
+            f"{name} has {tuple(np.shape(state[name]))}, the model wants {tensor.shape}"
+            for name, tensor in mine.items()
+            if name in state and np.shape(state[name]) != tensor.shape
+        ]
+        problems = [
+            f"{kind} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+            if names
+        ]
+        if problems:
+            raise StateError(f"these weights are not those of this {type(self).__name__}: {'; '.join(problems)}")
+        for name, tensor in mine.items():
+            tensor.data[...] = array_module(tensor.data).asarray(np.asarray(state[name], dtype=tensor.dtype))
+
+    def astype(self, dtype: Any) -> Module:
+        """Convert every parameter and buffer to float32 or float64."""
+        for _, tensor in self._named(Tensor):
+            tensor.data = tensor.data.astype(dtype)
+            tensor.grad, tensor.node = None, None
+        return self
+
+    def __repr__(self) -> str:
+        options = self.describe()
+        lines = [f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        body = "".join(f"\n  {line}" for line in lines)
+        return f"{type(self).__name__}({options}{body}{chr(10) if body else ''})"
+
+    def describe(self) -> str:
+        """The options of this layer, as they stand in its repr."""
+        return ""
+
+
+def new_parameter(shape: tuple[int, ...], dtype: Any = np.float32) -> Parameter:
+    """An uninitialised parameter on the default backend, channels-last if of rank 4."""
+    return Parameter(empty_images(backend.default_module(), shape, np.dtype(dtype)))

@@ -1,0 +1,30 @@
+"""The operations: functions of tensors, each with its formula, its forward pass and its backward pass.
+
+Read `conv.py` first. Every op follows the same pattern: check the sizes, compute through a kernel, hand `record`
+a closure that turns the gradient of the result into gradients of the inputs. What the closure names is what is
+kept in memory until backward.
+"""
+
+from minigrad.ops.activation import dropout, log_softmax, relu, softmax
+from minigrad.ops.conv import conv2d
+from minigrad.ops.dense import concat, linear
+from minigrad.ops.loss import cross_entropy
+from minigrad.ops.norm import batch_norm, local_response_norm
+from minigrad.ops.pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "concat",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "global_avg_pool2d",
+    "linear",
+    "local_response_norm",
+    "log_softmax",
+    "max_pool2d",
+    "relu",
+    "softmax",
+]

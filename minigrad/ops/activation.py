@@ -1,0 +1,62 @@
+"""Elementwise non-linearities, softmax, dropout."""
+
+from __future__ import annotations
+
+from minigrad.backend import array_module
+from minigrad.errors import MinigradError
+from minigrad.layout import Array, elementwise
+from minigrad.random import Key, uniform
+from minigrad.tensor import Tensor, record
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(0, x), element by element. Its gradient is 1 where x > 0, and 0 elsewhere.
+
+    Saves y, which the next layer keeps anyway.
+    """
+    xp = array_module(x.data)
+    y = elementwise(lambda a, **out: xp.maximum(a, 0, **out), x.data)
+    return record("relu", y, (x,), lambda dy: elementwise(xp.multiply, dy, y > 0))
+
+
+def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tensor:
+    """Drop each value with probability p, and multiply the kept ones by 1/(1 − p).
+
+    key      names the random numbers: the same key, the same mask
+    rows     (N,) ints or None: the identity of each row of x, for example its picture's index in the data set;
+             the mask of a row then does not depend on its place in the batch
+    returns  x's shape
+    saves    the mask
+    raises   MinigradError if p is not in [0, 1)
+    source   Srivastava et al.: Dropout, JMLR 15, 2014
+    """
+    if not 0 <= p < 1:
+        raise MinigradError(f"dropout drops with a probability in [0, 1), got {p}")
+    if p == 0:
+        return x
+    xp = array_module(x.data)
+    mask = (uniform(key, x.shape, rows=rows, xp=xp) >= p).astype(x.dtype)
+    mask *= 1 / (1 - p)
+    return record("dropout", elementwise(xp.multiply, x.data, mask), (x,), lambda dy: elementwise(xp.multiply, dy, mask))
+
+
+def softmax(x: Tensor) -> Tensor:
+    """e^x over its sum along the last axis: positive numbers that sum to one.
+
+    Its gradient is y · (dy − Σ dy·y). Saves y.
+    """
+    xp = array_module(x.data)
+    y = xp.exp(x.data - x.data.max(axis=-1, keepdims=True))
+    y /= y.sum(axis=-1, keepdims=True)
+    return record("softmax", y, (x,), lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True)))
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """x − log Σ e^x along the last axis: the logarithm of softmax, without its underflow.
+
+    Its gradient is dy − softmax(x) · Σ dy. Saves y.
+    """
+    xp = array_module(x.data)
+    y = x.data - x.data.max(axis=-1, keepdims=True)
+    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+    return record("log_softmax", y, (x,), lambda dy: dy - xp.exp(y) * dy.sum(axis=-1, keepdims=True))

@@ -1,0 +1,52 @@
+"""Convolution."""
+
+from __future__ import annotations
+
+from minigrad.errors import ShapeError
+from minigrad.kernels import kernels
+from minigrad.layout import Array, Window
+from minigrad.tensor import Tensor, operands, record
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """Cross-correlate every image with every filter.
+
+        y[n, o, i, j] = Σ_c Σ_u Σ_v  x[n, c, i·s + u − p, j·s + v − p] · weight[o, c, u, v]  (+ bias[o])
+
+    x        (N, C, H, W)
+    weight   (O, C, KH, KW)
+    bias     (O,) or None
+    stride, padding   cells, one number or (height, width); padding is zeros on both sides
+    returns  (N, O, OH, OW),  OH = ⌊(H + 2p − KH) / s⌋ + 1
+    saves    x, weight
+    costs    N·O·OH·OW·C·KH·KW multiply-adds, twice that again in backward
+    raises   ShapeError if the channels differ or no window fits
+    """
+    operands("conv2d", x, weight, *([] if bias is None else [bias]))
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        got = f"{x.shape[1]} channels" if x.ndim == 4 else f"an input of shape {x.shape}"
+        wants = f"{weight.shape[1]} channels" if x.ndim == 4 and weight.ndim == 4 else "(N, C, H, W)"
+        raise ShapeError(f"conv2d got {got}, weight {weight.shape} wants {wants}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"conv2d got a bias of shape {bias.shape} for {weight.shape[0]} filters")
+    window = Window.of(x.shape[2:], weight.shape[2:], stride, padding)
+    # What backward needs is captured now, as arrays: it must not see what the tensors hold by then.
+    images_in, filters, needs_dx = x.data, weight.data, x.needs_grad
+    needs_dw, with_bias = weight.needs_grad, bias is not None
+    k = kernels(images_in)
+    y = k.conv2d(images_in, filters, None if bias is None else bias.data, window)
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        dx = k.conv2d_dx(dy, filters, window) if needs_dx else None
+        dw, db = k.conv2d_dw(dy, images_in, window, with_bias) if needs_dw or with_bias else (None, None)
+        return dx, dw, db
+
+    multiply_adds = y.size * filters[0].size
+    return record("conv2d", y, (x, weight, bias), backward, multiply_adds=multiply_adds)

@@ -1,0 +1,69 @@
+"""The fully connected layer, and joining branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.backend import array_module
+from minigrad.errors import ShapeError
+from minigrad.kernels import kernels
+from minigrad.layout import Array, Window
+from minigrad.tensor import Tensor, operands, record
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias: a 1×1 convolution of images of one pixel, and computed as such.
+
+    x        (N, C)
+    weight   (K, C)
+    bias     (K,) or None
+    returns  (N, K)
+    saves    x, weight
+    costs    N·C·K multiply-adds, twice that again in backward
+    raises   ShapeError if the features differ
+    """
+    operands("linear", x, weight, *([] if bias is None else [bias]))
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ShapeError(f"linear got an input of shape {x.shape}, weight {weight.shape} wants (N, {weight.shape[-1]})")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"linear got a bias of shape {bias.shape} for {weight.shape[0]} outputs")
+    rows, filters, needs_dx = _as_images(x.data), _as_images(weight.data), x.needs_grad
+    k, window = kernels(x.data), Window.of((1, 1), 1)
+    y = k.conv2d(rows, filters, None if bias is None else bias.data, window)[:, :, 0, 0]
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:
+        upstream = _as_images(dy)
+        dx = k.conv2d_dx(upstream, filters, window)[:, :, 0, 0] if needs_dx else None
+        dw, db = k.conv2d_dw(upstream, rows, window, bias is not None)
+        return dx, dw[:, :, 0, 0], db
+
+    return record("linear", y, (x, weight, bias), backward, multiply_adds=y.size * x.shape[1])
+
+
+def _as_images(matrix: Array) -> Array:
+    return matrix[:, :, None, None]
+
+
+def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:
+    """Join tensors along an axis; along axis 1 of images, the columns of their pixel matrices side by side.
+
+    tensors  of equal shapes but for `axis`
+    saves    nothing: backward hands each input its part of dy, as a view
+    raises   ShapeError if the other sizes differ
+    """
+    tensors = operands("concat", *tensors)
+    shapes = [tensor.shape for tensor in tensors]
+    if any(s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes):
+        raise ShapeError(f"concat along axis {axis} got shapes that differ elsewhere: {', '.join(map(str, shapes))}")
+    arrays = [tensor.data for tensor in tensors]
+    if axis == 1 and len(shapes[0]) == 4:
+        y = kernels(arrays[0]).concat(arrays)
+    else:
+        y = array_module(arrays[0]).concatenate(arrays, axis=axis)
+    ends = [sum(s[axis] for s in shapes[: i + 1]) for i in range(len(shapes))]
+    before = (slice(None),) * axis
+
+    def backward(dy: Array) -> list[Array]:
+        return [dy[(*before, slice(end - s[axis], end))] for s, end in zip(shapes, ends, strict=True)]
+
+    return record("concat", y, tensors, backward)

@@ -1,0 +1,86 @@
+"""Normalisation: by the statistics of a batch, or by neighbouring channels."""
+
+from __future__ import annotations
+
+from minigrad.backend import array_module
+from minigrad.errors import ShapeError
+from minigrad.kernels import kernels
+from minigrad.layout import Array
+from minigrad.tensor import Tensor, operands, record
+
+
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = False,
+) -> Tensor:
+    """Give every channel mean beta and standard deviation gamma over the batch; optionally max(0, ·) of it.
+
+        y = (x − μ) / √(σ² + eps) · gamma + beta          per channel, over N, H and W
+
+    training   True: μ and σ² (biased: divided by n) are the batch's, and the running statistics move towards them,
+               running ← (1 − momentum)·running + momentum·batch, in place, with the unbiased variance (n − 1).
+               False: μ and σ² are the running statistics, constants for backward.
+
+    x            (N, C, H, W)
+    gamma, beta  (C,)
+    running_mean, running_var   arrays (C,), no tensors: no gradient flows through them
+    returns      (N, C, H, W)
+    saves        x, and two numbers per channel. With relu its mask is computed again rather than kept.
+    raises       ShapeError if the channels differ, or a channel has one value only in training
+    source       Ioffe, Szegedy: Batch normalization, arXiv:1502.03167, algorithms 1 and 2
+    """
+    operands("batch_norm", x, gamma, beta)
+    if x.ndim != 4 or not (x.shape[1:2] == gamma.shape == beta.shape == running_mean.shape == running_var.shape):
+        raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, C, H, W)")
+    images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
+    if training:
+        n = x.size // x.shape[1]
+        if n < 2:
+            raise ShapeError(
+                f"batch_norm in training needs more than one value per channel, got input {x.shape}: use a batch of "
+                "two or more images, or model.eval()"
+            )
+        mean, var = k.statistics(images_in)
+        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+            running *= 1 - momentum
+            running += (momentum * batch).astype(running.dtype)
+    else:
+        wide = array_module(running_mean).float64
+        mean, var = running_mean.astype(wide), running_var.astype(wide)
+    y = k.batch_norm(images_in, mean, var, scale, shift, eps, relu)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        return k.batch_norm_dx(dy, images_in, mean, var, scale, shift, eps, relu, training)
+
+    return record("batch_norm", y, (x, gamma, beta), backward)
+
+
+def local_response_norm(
+    x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """Divide each value by what its neighbouring channels do at the same pixel.
+
+        y[c] = x[c] / (k + alpha/size · Σ_{c − ⌊size/2⌋ ≤ d ≤ c + ⌊(size−1)/2⌋} x[d]²)^beta      clipped at the ends
+
+    x        (N, C, H, W)
+    size     channels in a sum, the middle one included
+    returns  (N, C, H, W)
+    saves    x
+    source   Krizhevsky, Sutskever, Hinton: ImageNet classification, 2012, section 3.3, with alpha divided by size
+             as Caffe and PyTorch do (TensorFlow does not)
+    """
+    if x.ndim != 4 or size < 1:
+        raise ShapeError(f"local_response_norm wants (N, C, H, W) and a size of at least 1, got {x.shape}, size {size}")
+    images_in, module = x.data, kernels(x.data)
+    y = module.lrn(images_in, size, alpha, beta, k)
+    return record(
+        "local_response_norm", y, (x,), lambda dy: module.lrn_dx(dy, images_in, size, alpha, beta, k)
+    )

@@ -1,0 +1,332 @@
+"""Optimizers: what a gradient does to its parameter. SGD, RMSProp and AdamW, exactly as PyTorch defines them.
+
+    optimizer = SGD(decay_groups(model, 5e-4), lr=0.1, momentum=0.9, nesterov=True)
+    for step in range(total):
+        optimizer.zero_grad()
+        cross_entropy(model(x), labels).backward()
+        optimizer.step(lr=0.1 * schedule(step))
+
+An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
+(minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
+an update needs one scratch array of the parameter's size (RMSProp with weight decay: two). A parameter whose
+gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import array_module
+from minigrad.errors import MinigradError, StateError
+from minigrad.layout import Array
+
+Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
+Params = Iterable[Any]  # of parameters, or of groups: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}
+Options = dict[str, Any]  # an optimizer's keyword arguments
+
+
+@dataclass
+class Slot:
+    """One parameter, the options of its group, and what the optimizer remembers about it."""
+
+    param: Parameter
+    lr_scale: float  # this group's learning rate over the step's
+    options: Options  # the optimizer's, as this group overrides them
+    updates: int = 0  # how often it has been updated
+    state: dict[str, Array] = field(default_factory=dict)  # shape, dtype and memory layout of the parameter
+
+
+class Optimizer:
+    """What all optimizers share: groups, the walk over the parameters, and the state.
+
+    params   parameters, or groups of them: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}. A group
+             overrides the optimizer's keyword arguments; its learning rate is lr_scale times the step's.
+    lr       the learning rate of a step that is not given one
+    Raises   MinigradError for an option that is unknown or negative, no parameters, or one that comes twice.
+
+    Build it after the model is where it shall train: the state lives where the parameters do.
+    """
+
+    def __init__(self, params: Params, lr: float, **options: Any):
+        entries = list(params)
+        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
+        _refuse_negative({"lr": lr})
+        self.lr = lr
+        self.slots: list[Slot] = []
+        for number, group in enumerate(groups):
+            known = {"params", "lr_scale", *options}
+            if unknown := sorted(group.keys() - known):
+                raise MinigradError(f"group {number} has unknown options {unknown}: choose from {sorted(known)}")
+            own = options | {name: value for name, value in group.items() if name in options}
+            scale = group.get("lr_scale", 1.0)
+            _refuse_negative(own | {"lr_scale": scale})
+            names = self._state_names(own)
+            for p in group["params"]:
+                xp = array_module(p.data)
+                self.slots.append(Slot(p, scale, own, state={name: xp.zeros_like(p.data) for name in names}))
+        if not self.slots:
+            raise MinigradError(f"{type(self).__name__} got no parameters: was a generator used up before?")
+        if len({id(slot.param) for slot in self.slots}) < len(self.slots):
+            raise MinigradError("a parameter was given twice, in one group or in two: it would be updated twice")
+
+    def _state_names(self, options: Options) -> tuple[str, ...]:
+        """Name the arrays to keep for each parameter of a group; refuse options that do not go together."""
+        raise NotImplementedError
+
+    def _update(self, *args: Any, **options: Any) -> None:
+        """Update p in place: `_update(p, g, slot, lr, **options)`."""
+        raise NotImplementedError
+
+    def step(self, lr: float | None = None, momentum: float | None = None) -> None:
+        """Update every parameter that has a gradient; gradients are left untouched.
+
+        lr         the learning rate of this step, instead of the optimizer's
+        momentum   the momentum of this step (for AdamW β₁), in all groups, instead of theirs
+
+        Raises MinigradError for a momentum where the optimizer was built without.
+        """
+        lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
+        for slot in self.slots:
+            p, g, options = slot.param.data, slot.param.grad, slot.options
+            if g is None:
+                continue
+            if momentum is not None:
+                if options.get("momentum") == 0.0:
+                    raise MinigradError(f"step got momentum={momentum}, but {type(self).__name__} was built without")
+                options = options | {"momentum": float(momentum)}
+            slot.updates += 1
+            self._update(p, g, slot, lr * slot.lr_scale, **options)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients: they become None, and their memory is free."""
+        for slot in self.slots:
+            slot.param.grad = None
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of the state: "updates" (P,) int64 on the host, and arrays by name and position: "velocity.0", …
+
+        Options and learning rate are not in it: they come from the code that builds the optimizer.
+        """
+        updates = np.array([slot.updates for slot in self.slots], np.int64)
+        return {"updates": updates} | {name: x.copy(order="K") for name, x in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continue from a `state_dict`, bit for bit; its arrays may come from the host, whatever the backend.
+
+        Raises StateError, with all that is missing, unexpected or misshapen, before anything is changed.
+        """
+        own, state = self._state(), dict(state)  # dict: an .npz file reads an array each time it is asked for one
+        wanted = {name: (x.shape, x.dtype) for name, x in own.items()}
+        wanted["updates"] = ((len(self.slots),), np.dtype(np.int64))
+        troubles = [f"{name} is missing" for name in wanted if name not in state]
+        troubles += [f"{name} is unexpected" for name in state if name not in wanted]
+        for name in wanted.keys() & state.keys():
+            shape, dtype = state[name].shape, state[name].dtype
+            if (shape, dtype) != wanted[name]:
+                troubles.append(f"{name} is {dtype} {shape} instead of {wanted[name][1]} {wanted[name][0]}")
+        if troubles:
+            raise StateError(f"the state does not fit this {type(self).__name__}: {'; '.join(sorted(troubles))}")
+        for name, x in own.items():
+            x[...] = array_module(x).asarray(state[name])
+        for slot, updates in zip(self.slots, state["updates"], strict=True):
+            slot.updates = int(updates)
+
+    def _state(self) -> dict[str, Array]:
+        return {f"{name}.{i}": x for i, slot in enumerate(self.slots) for name, x in slot.state.items()}
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum μ and weight decay λ.
+
+        d ← g + λ·p,   v ← μ·v + d,   p ← p − lr·v              (Nesterov: p ← p − lr·(d + μ·v))
+
+    The velocity v starts at 0. Sutskever, Martens, Dahl, Hinton: On the importance of initialization and momentum
+    in deep learning, ICML 2013; in PyTorch's form, where lr is not inside v.
+    Raises MinigradError for Nesterov without momentum.
+    """
+
+    def __init__(
+        self, params: Params, lr: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ):
+        super().__init__(params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+    def _state_names(self, options: Options) -> tuple[str, ...]:
+        if options["nesterov"] and not options["momentum"]:
+            raise MinigradError("SGD: nesterov=True needs a momentum above 0, for example 0.9")
+        return ("velocity",) if options["momentum"] else ()
+
+    def _update(
+        self, p: Array, g: Array, slot: Slot, lr: float, momentum: float, nesterov: bool, weight_decay: float
+    ) -> None:
+        d = _decayed(p, g, weight_decay)
+        if "velocity" in slot.state:
+            v = slot.state["velocity"]
+            v *= momentum
+            v += d
+            if nesterov:  # lr·d and lr·μ·v are taken off one after the other, to need no second scratch array
+                d *= lr
+                p -= d
+            array_module(p).multiply(v, lr * momentum if nesterov else lr, out=d)
+        else:
+            d *= lr
+        p -= d
+
+
+class RMSProp(Optimizer):
+    """Gradients divided by a running root mean square, with decay α, momentum μ and weight decay λ.
+
+        d ← g + λ·p,   s ← α·s + (1 − α)·d²,   v ← μ·v + d / (√s + ε),   p ← p − lr·v
+
+    Tieleman, Hinton: Lecture 6.5, Coursera 2012; in PyTorch's form: ε is added outside the root, s starts at 0. The
+    Inception papers (arXiv:1512.00567, 8: α 0.9, ε 1.0) used TensorFlow's: √(s + ε), s starts at 1, lr inside v.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        *,
+        decay: float = 0.9,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(params, lr, decay=decay, eps=eps, momentum=momentum, weight_decay=weight_decay)
+
+    def _state_names(self, options: Options) -> tuple[str, ...]:
+        return ("mean_square", "velocity") if options["momentum"] else ("mean_square",)
+
+    def _update(
+        self, p: Array, g: Array, slot: Slot, lr: float, decay: float, eps: float, momentum: float, weight_decay: float
+    ) -> None:
+        xp = array_module(p)
+        d = _decayed(p, g, weight_decay) if weight_decay else g  # g itself is only read below
+        s = slot.state["mean_square"]
+        scratch = xp.multiply(d, d, out=xp.empty_like(p))
+        scratch *= 1.0 - decay
+        s *= decay
+        s += scratch
+        xp.sqrt(s, out=scratch)
+        scratch += eps
+        xp.divide(d, scratch, out=scratch)
+        if "velocity" in slot.state:
+            v = slot.state["velocity"]
+            v *= momentum
+            v += scratch
+            xp.multiply(v, lr, out=scratch)
+        else:
+            scratch *= lr
+        p -= scratch
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay λ; t counts the parameter's updates, from 1.
+
+        m ← β₁·m + (1 − β₁)·g,   s ← β₂·s + (1 − β₂)·g²
+        p ← (1 − lr·λ)·p − lr · m / (1 − β₁ᵗ) / (√(s / (1 − β₂ᵗ)) + ε)
+
+    Kingma, Ba: Adam, arXiv:1412.6980; Loshchilov, Hutter: Decoupled weight decay regularization, arXiv:1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _state_names(self, options: Options) -> tuple[str, ...]:
+        return ("mean", "mean_square")
+
+    def _update(
+        self,
+        p: Array,
+        g: Array,
+        slot: Slot,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        momentum: float | None = None,  # β₁ of this step, from the schedule
+    ) -> None:
+        xp = array_module(p)
+        beta1, beta2 = betas if momentum is None else (momentum, betas[1])
+        m, s = slot.state["mean"], slot.state["mean_square"]
+        scratch = xp.subtract(g, m, out=xp.empty_like(p))
+        scratch *= 1.0 - beta1
+        m += scratch
+        xp.multiply(g, g, out=scratch)
+        scratch *= 1.0 - beta2
+        s *= beta2
+        s += scratch
+        xp.sqrt(s, out=scratch)
+        scratch *= (1.0 - beta2**slot.updates) ** -0.5
+        scratch += eps
+        xp.divide(m, scratch, out=scratch)
+        scratch *= lr / (1.0 - beta1**slot.updates)
+        p *= 1.0 - lr * weight_decay
+        p -= scratch
+
+
+def decay_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: the weights of convolutions and linear layers with weight decay, all else without.
+
+    All else has at most one axis: biases, and gamma and beta of batch norm, whose scale the loss does not see.
+
+    module   a module, or its named parameters: pairs (name, parameter)
+    """
+    named = module.named_parameters() if hasattr(module, "named_parameters") else module
+    params = [p for _, p in named]
+    return [
+        {"params": [p for p in params if p.data.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.data.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
+    """Scale all gradients by one factor, so that their joint norm is at most `max_norm`.
+
+        norm = √(Σ g²) over all parameters,     g ← g · min(1, max_norm / (norm + 1e-6))
+
+    returns the norm before clipping, a float64 array () where the gradients are. It is summed in float64, and used
+    without being read, so that the host does not wait for the device; NaN or infinity comes back as it is.
+    Gradients are replaced, not changed in place. Raises MinigradError if max_norm is not above 0.
+    Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, arXiv:1211.5063.
+    """
+    if not max_norm > 0.0:
+        raise MinigradError(f"max_norm must be above 0, got {max_norm}")
+    params = [p for p in params if p.grad is not None]
+    if not params:
+        return np.zeros(())
+    xp = array_module(params[0].grad)
+    squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
+    norm = xp.sqrt(xp.sum(xp.stack(squares)))
+    factor = xp.minimum(1.0, max_norm / (norm + 1e-6))
+    for p in params:
+        p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
+    return xp.asarray(norm)
+
+
+def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
+    """g + weight_decay·p, in a new array of p's layout."""
+    d = array_module(p).empty_like(p)
+    if weight_decay:
+        array_module(p).multiply(p, weight_decay, out=d)
+        d += g
+    else:
+        d[...] = g
+    return d
+
+
+def _refuse_negative(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if not all(number >= 0.0 for number in (value if isinstance(value, tuple) else (value,))):  # NaN fails too
+            raise MinigradError(f"{name} must not be negative, got {value}")

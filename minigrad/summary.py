@@ -1,0 +1,156 @@
+"""What a model consists of: shapes, parameters, cost, and the memory it holds until backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from minigrad import backend
+from minigrad.errors import ShapeError
+from minigrad.layout import Array, empty_images
+from minigrad.nn.module import Module, observer
+from minigrad.tensor import Backward, Tensor, watcher
+
+
+class Row(NamedTuple):
+    """One layer, figures for one image."""
+
+    path: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    saved_bytes: int
+
+
+class Summary(NamedTuple):
+    """The rows of `summary`, and their totals."""
+
+    rows: list[Row]
+    parameters: int
+    multiply_adds: int
+    saved_bytes: int
+
+    def __str__(self) -> str:
+        lines = [("layer", "kind", "output", "parameters", "multiply-adds", "kept for backward")]
+        for row in self.rows:
+            shape = "×".join(map(str, row.output))
+            lines.append((row.path, row.kind, shape, *(f"{n:,}" for n in row[3:])))
+        totals = (self.parameters, self.multiply_adds, self.saved_bytes)
+        lines.append(("total", "", "", *(f"{n:,}" for n in totals)))
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        )
+
+
+def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = None) -> Summary:
+    """Run one training forward pass on zeros and count.
+
+    input_shape    (C, H, W)
+    depth          fold layers deeper than this into their ancestor: 1 gives the rows of a paper's table
+    parameters     of the layer itself; multiply_adds and saved_bytes are per image
+    saved_bytes    what the ops' backward closures hold that nothing before them held, without the parameters
+
+    The pass leaves no trace: running statistics and modes are put back.
+    """
+    if len(input_shape) != 3:
+        raise ShapeError(f"summary wants the shape of one image (C, H, W), got {input_shape}")
+    batch = 2  # batch norm on a 1×1 map needs two values per channel
+    xp = backend.default_module()
+    x = Tensor(empty_images(xp, (batch, *input_shape), next(model.parameters()).dtype))
+    x.data[...] = 0
+    counter = _Counter(model, depth)
+    with _untouched(model.train()):
+        tokens = observer.set(counter), watcher.set(counter.op)
+        try:
+            model(x)
+        finally:
+            observer.reset(tokens[0])
+            watcher.reset(tokens[1])
+    rows = [row._replace(multiply_adds=row.multiply_adds // batch, saved_bytes=row.saved_bytes // batch)
+            for row in counter.rows.values()]  # fmt: skip
+    parameters = sum(parameter.size for parameter in model.parameters())
+    return Summary(rows, parameters, sum(r.multiply_adds for r in rows), sum(r.saved_bytes for r in rows))
+
+
+class _Counter:
+    """Sees every call of a module and every op in it."""
+
+    def __init__(self, model: Module, depth: int | None):
+        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.depth = depth
+        self.stack: list[Module] = []
+        self.rows: dict[str, Row] = {}
+        self.seen = {id(_owner(tensor.data)) for tensor in model._named(Tensor) for tensor in tensor[1:]}
+        self.held: list[Array] = []  # so that no id is used twice
+
+    def enter(self, module: Module) -> None:
+        self.stack.append(module)
+
+    def leave(self, module: Module) -> None:
+        self.stack.pop()
+
+    def op(self, name: str, output: Tensor, backward: Backward, multiply_adds: int) -> None:
+        path = ".".join(self.paths[id(self.stack[-1])].split(".")[: self.depth])
+        module = self.modules[path]
+        row = self.rows.get(path)
+        if row is None:
+            parameters = sum(parameter.size for parameter in module.parameters())
+            if self.depth is None or path.count(".") + 1 < self.depth:
+                parameters -= sum(p.size for _, child in module.children() for p in child.parameters())
+            row = Row(path or "(model)", type(module).__name__, (), parameters, 0, 0)
+        self.rows[path] = row._replace(
+            output=output.shape[1:],
+            multiply_adds=row.multiply_adds + multiply_adds,
+            saved_bytes=row.saved_bytes + self._kept(backward),
+        )
+
+    def _kept(self, backward: Backward) -> int:
+        total = 0
+        for array in _arrays_in(backward, set()):
+            owner = _owner(array)
+            if id(owner) not in self.seen:
+                self.seen.add(id(owner))
+                self.held.append(owner)
+                total += math.prod(owner.shape) * owner.dtype.itemsize
+        return total
+
+
+def _arrays_in(value: Any, visited: set[int]) -> Iterator[Array]:
+    """Every array that a closure, or what it names, holds."""
+    if id(value) in visited:
+        return
+    visited.add(id(value))
+    if isinstance(value, Tensor):
+        yield value.data
+    elif hasattr(value, "strides") and hasattr(value, "dtype"):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _arrays_in(item, visited)
+    elif callable(value):
+        for cell in getattr(value, "__closure__", None) or ():
+            yield from _arrays_in(cell.cell_contents, visited)
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory a view shares."""
+    while hasattr(array.base, "dtype"):
+        array = array.base
+    return array
+
+
+@contextmanager
+def _untouched(model: Module) -> Iterator[None]:
+    """Put running statistics and modes back after the block."""
+    buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
+    try:
+        yield
+    finally:
+        for data, before in buffers:
+            data[...] = before

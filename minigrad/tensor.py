@@ -1,0 +1,397 @@
+"""Tensor, record, backward: a complete small autograd. Read this file first.
+
+Every op computes an array and calls `record` with a function that sends a gradient back. `record` links the
+result to its inputs; the links form a graph, and `backward` walks it from the loss to the parameters.
+
+Why the order of the walk matters. Where a value is used twice, its gradients from both uses must have met before
+it hands anything on:
+
+    a = Tensor(2.0, requires_grad=True)
+    b = a * a            # used twice below
+    c = b * 3.0
+    d = c + b            # d = 3a² + a², dd/da = 8a = 16
+
+A walk that goes on at once from d to (c, b), reaches b with the gradient 1 and sends 1·2a to a; it reaches b again
+through c with 3. Sending again would count twice what b had already sent, sending only the second part loses the
+first. In reverse topological order (d, c, b, a) every user of b comes before b: the parts 1 and 3 are summed first
+and b hands on 4·2a once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend
+from minigrad.backend import array_module
+from minigrad.errors import BackendError, DtypeError, GraphError, ShapeError
+from minigrad.kernels import kernels
+from minigrad.layout import Array, elementwise, sum_to
+from minigrad.threads import blas_on_one_thread
+
+Backward = Callable[[Array], Array | Sequence[Array | None] | None]
+Watcher = Callable[..., None]
+
+_grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
+# Called by `record` with (op, output tensor, backward, multiply_adds): how summary and watch see every op.
+watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block nothing is recorded: no graph, nothing kept for backward. Holds for this thread alone."""
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
+class Node:
+    """One recorded op in the graph. It knows its inputs' nodes and its `backward`, not its output's data:
+    what is kept in memory until backward is exactly what the `backward` closure names."""
+
+    __slots__ = ("backward", "dtype", "inputs", "name", "owner", "shape")
+
+    def __init__(self, name: str, data: Array, inputs: tuple[Node | None, ...], backward: Backward | None):
+        self.name = name
+        self.shape, self.dtype = data.shape, data.dtype
+        self.inputs = inputs
+        self.backward = backward
+        self.owner: weakref.ref[Tensor] | None = None  # the tensor whose .grad is wanted: a leaf, or retain_grad
+
+
+class Tensor:
+    """An array with a gradient.
+
+    data           a float32 or float64 array of either backend, or numbers (made float32 on the current backend)
+    requires_grad  True for a leaf whose gradient `backward` shall leave in `.grad`
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+    __array_ufunc__ = None  # numpy_array * tensor is refused by NumPy and comes to our __rmul__
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            raise DtypeError("Tensor(...) got a Tensor: use it as it is, or .detach() it")
+        if not hasattr(data, "dtype"):
+            data = backend.asarray(np.asarray(data, dtype=np.float32))
+        if data.dtype not in (np.float32, np.float64):
+            raise DtypeError(f"a Tensor holds float32 or float64, got {data.dtype}: convert with .astype('float32')")
+        self.data: Array = array_module(data).asarray(data)  # NumPy reductions give scalars: make them 0-d arrays
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self.node: Node | None = None
+
+    shape = property(lambda self: self.data.shape, doc="Sizes of the axes.")
+    dtype = property(lambda self: self.data.dtype, doc="float32 or float64.")
+    ndim = property(lambda self: self.data.ndim, doc="The number of axes.")
+    size = property(lambda self: self.data.size, doc="The number of elements.")
+    T = property(lambda self: self.transpose(), doc="All axes reversed.")
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether an op on this tensor has to be recorded."""
+        return _grad_enabled.get() and (self.requires_grad or (self.node is not None and self.node.inputs != ()))
+
+    def __repr__(self) -> str:
+        mark = f", from {self.node.name}" if self.node and self.node.backward else ""
+        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else mark})"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def item(self) -> float:
+        """The value of a tensor with one element, as a Python float. On a GPU this waits for it."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs a tensor with one element, got shape {self.shape}")
+        return float(self.data.reshape(()))
+
+    def numpy(self) -> np.ndarray:
+        """The data as a host array (shared with the tensor when it is on the host already)."""
+        return backend.to_host(self.data)
+
+    def detach(self) -> Tensor:
+        """The same data, cut off from the graph."""
+        return Tensor(self.data)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def retain_grad(self) -> Tensor:
+        """Ask for this intermediate result's gradient: backward leaves it in `.grad`, as for a leaf."""
+        if self.node is not None:
+            self.node.owner = weakref.ref(self)
+        elif not self.requires_grad:
+            raise GraphError("retain_grad() on a tensor that no gradient flows through: nothing was recorded")
+        return self
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add d(self)/d(leaf), weighted by `gradient`, to `.grad` of every leaf this tensor was computed from.
+
+        gradient   array of self's shape and dtype; may be left out for a tensor with one element (it is 1 then)
+
+        What an op kept for backward is freed as soon as it has been used, so the graph can be walked once.
+        First-order gradients only. Raises GraphError where there is no graph or it has been used.
+        """
+        if self.node is None:
+            hint = "it is a leaf" if self.requires_grad else "nothing it was computed from requires a gradient"
+            raise GraphError(f"backward() on a tensor without a graph: {hint}")
+        xp = array_module(self.data)
+        if gradient is None:
+            if self.size != 1:
+                raise ShapeError(
+                    f"backward() on a tensor of shape {self.shape} needs the upstream gradient: "
+                    "pass one of that shape, or reduce to a single number first (for example .sum())"
+                )
+            gradient = xp.ones(self.shape, self.dtype)
+        gradient = gradient.data if isinstance(gradient, Tensor) else xp.asarray(gradient, dtype=self.dtype)
+        if gradient.shape != self.shape:
+            raise ShapeError(f"the upstream gradient has shape {gradient.shape}, the tensor {self.shape}")
+        with blas_on_one_thread():
+            _walk(self.node, gradient)
+
+    # --- arithmetic: each op is its formula, and how a gradient goes back through it
+
+    def __add__(self, other: Any) -> Tensor:
+        x, y = operands("add", self, other)
+        a, b = x.shape, y.shape
+        result = elementwise(array_module(x.data).add, x.data, y.data)
+        return record("add", result, (x, y), lambda dz: (sum_to(dz, a), sum_to(dz, b)))
+
+    def __mul__(self, other: Any) -> Tensor:
+        x, y = operands("multiply", self, other)
+        a, b, multiply = x.data, y.data, array_module(x.data).multiply
+
+        def backward(dz: Array) -> tuple[Array, Array]:
+            return sum_to(elementwise(multiply, dz, b), a.shape), sum_to(elementwise(multiply, dz, a), b.shape)
+
+        return record("multiply", elementwise(multiply, a, b), (x, y), backward)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        if not isinstance(exponent, (int, float)):
+            raise DtypeError(f"** takes a plain number as exponent, got {type(exponent).__name__}")
+        x = self.data
+        return record("power", x**exponent, (self,), lambda dy: dy * exponent * x ** (exponent - 1))
+
+    def __matmul__(self, other: Any) -> Tensor:
+        x, y = operands("matmul", self, other)
+        a, b = x.data, y.data
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+            raise ShapeError(f"@ multiplies (n, k) by (k, m), got {a.shape} and {b.shape}")
+        return record("matmul", a @ b, (x, y), lambda dz: (dz @ b.T, a.T @ dz))
+
+    def __neg__(self) -> Tensor:
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> Tensor:
+        return self + -operands("subtract", self, other)[1]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return -self + other
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self * operands("divide", self, other)[1] ** -1
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self**-1 * other
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def exp(self) -> Tensor:
+        """e to the power of each element."""
+        y = array_module(self.data).exp(self.data)
+        return record("exp", y, (self,), lambda dy: dy * y)
+
+    def log(self) -> Tensor:
+        """The natural logarithm of each element."""
+        x = self.data
+        return record("log", array_module(x).log(x), (self,), lambda dy: dy / x)
+
+    def sqrt(self) -> Tensor:
+        """The square root of each element."""
+        y = array_module(self.data).sqrt(self.data)
+        return record("sqrt", y, (self,), lambda dy: dy / (2 * y))
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The sum over `axis` (all axes if None)."""
+        xp, shape = array_module(self.data), self.shape
+        y = self.data.sum(axis=axis, keepdims=keepdims)
+        kept = _kept_shape(shape, axis)
+        return record("sum", y, (self,), lambda dy: xp.broadcast_to(dy.reshape(kept), shape))
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The mean over `axis` (all axes if None)."""
+        total = self.sum(axis, keepdims)
+        return total * (total.size / self.size)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in C order under another shape; one size may be −1."""
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        try:
+            y = self.data.reshape(shape)
+        except ValueError:
+            raise ShapeError(f"cannot reshape {self.shape} ({self.size} elements) to {shape}") from None
+        before = self.shape
+        return record("reshape", y, (self,), lambda dy: dy.reshape(before))
+
+    def flatten(self) -> Tensor:
+        """(N, C, H, W) as (N, C·H·W), in the order C, H, W that published linear layers expect."""
+        return self.reshape(self.shape[0], self.size // max(1, self.shape[0]))
+
+    def transpose(self, *axes: int) -> Tensor:
+        """The axes in the given order; all reversed without arguments."""
+        order = axes or tuple(reversed(range(self.ndim)))
+        back = tuple(int(i) for i in np.argsort(order))
+        return record("transpose", self.data.transpose(order), (self,), lambda dy: dy.transpose(back))
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A part, by ints, slices, ... and None. It shares memory with the whole."""
+        for part in index if isinstance(index, tuple) else (index,):
+            if not (part is None or part is ... or isinstance(part, (int, slice))):
+                raise DtypeError(f"a Tensor is indexed with ints, slices, ... and None, got {type(part).__name__}")
+        xp, shape, dtype = array_module(self.data), self.shape, self.dtype
+
+        def backward(dy: Array) -> Array:
+            dx = xp.zeros(shape, dtype)
+            dx[index] = dy
+            return dx
+
+        return record("index", self.data[index], (self,), backward)
+
+
+def operands(op: str, *values: Any) -> list[Tensor]:
+    """The operands of one op as tensors: plain numbers take the dtype and backend of the tensors among them.
+
+    Raises DtypeError where float32 meets float64, BackendError where host meets device, so that neither is
+    converted behind the user's back.
+    """
+    model = next(value for value in values if isinstance(value, Tensor))
+    xp = array_module(model.data)
+    tensors = []
+    for value in values:
+        if not isinstance(value, Tensor):
+            if hasattr(value, "dtype") and np.ndim(value) > 0:
+                value = Tensor(value)
+            else:
+                value = Tensor(xp.asarray(value, dtype=model.dtype))
+        if array_module(value.data) is not xp:
+            here, there = (xp.__name__, array_module(value.data).__name__)
+            raise BackendError(
+                f"{op} got an array of {here} {model.shape} and one of {there} {value.shape}: move one to the other"
+            )
+        if value.dtype != model.dtype:
+            raise DtypeError(
+                f"{op} got {model.dtype} {model.shape} and {value.dtype} {value.shape}: convert one with .astype"
+            )
+        tensors.append(value)
+    return tensors
+
+
+def record(
+    op: str, data: Array, inputs: Sequence[Tensor | None], backward: Backward, *, multiply_adds: int = 0
+) -> Tensor:
+    """Make the result of an op, linked to its inputs: the only door to the graph.
+
+    op             the op's name, for messages
+    data           the result
+    inputs         the tensors it was computed from (None for one left out, as a bias)
+    backward       dy -> one array per input, of the input's shape and dtype, or None where there is no gradient;
+                   a single array when there is one input. It may hand on dy itself or a view of it, and must not
+                   write into dy.
+    multiply_adds  the cost of the forward pass, for `summary`
+
+    When no input needs a gradient, nothing is kept.
+    """
+    output = Tensor(data)
+    if any(tensor is not None and tensor.needs_grad for tensor in inputs):
+        nodes = tuple(_node_of(tensor) if tensor is not None and tensor.needs_grad else None for tensor in inputs)
+        output.node = Node(op, output.data, nodes, backward)
+    if (watch := watcher.get()) is not None:
+        watch(op, output, backward, multiply_adds)
+    return output
+
+
+def _node_of(tensor: Tensor) -> Node:
+    if tensor.node is None:  # a leaf, used for the first time
+        tensor.node = Node("leaf", tensor.data, (), None)
+        tensor.node.owner = weakref.ref(tensor)
+    return tensor.node
+
+
+def _walk(root: Node, gradient: Array) -> None:
+    """Send `gradient` from `root` back through the graph, every node after all of its users."""
+    gradients: dict[Node, Array] = {root: gradient}
+    ours: set[Node] = set()  # nodes whose gradient is a sum made here: only into those may be added in place
+    for node in reversed(_topological(root)):
+        dy = gradients.pop(node, None)
+        if dy is not None and node.owner is not None and (tensor := node.owner()) is not None:
+            tensor.grad = dy if tensor.grad is None else kernels(dy).add(tensor.grad, dy, None)
+        backward, node.backward = node.backward, None  # frees what it kept, after this turn of the loop
+        if not node.inputs or dy is None:  # a leaf, or an op that had no gradient for its input stands between
+            continue
+        if backward is None:
+            raise GraphError(
+                f"backward() reached '{node.name}' a second time, but what it kept was freed after the first: "
+                "compute the loss again before every backward(), and sum losses before one common backward()"
+            )
+        results = backward(dy)
+        if not isinstance(results, (tuple, list)):
+            results = (results,)
+        if len(results) != len(node.inputs):
+            raise GraphError(
+                f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs"
+            )
+        for parent, dx in zip(node.inputs, results, strict=True):
+            if parent is None or dx is None:
+                continue
+            _check(node, parent, dx)
+            if parent in gradients:
+                so_far = gradients[parent]
+                gradients[parent] = kernels(dx).add(so_far, dx, so_far if parent in ours else None)
+                ours.add(parent)
+            elif parent.owner is not None and array_module(dx).may_share_memory(dx, dy):
+                gradients[parent] = dx.copy()  # it will be somebody's .grad, which must not change with another's
+            else:
+                gradients[parent] = dx
+
+
+def _topological(root: Node) -> list[Node]:
+    """Every node that root depends on, inputs before users; iterative, so that depth is no limit."""
+    order: list[Node] = []
+    seen = {root}
+    stack: list[tuple[Node, Iterator[Node | None]]] = [(root, iter(root.inputs))]
+    while stack:
+        node, inputs = stack[-1]
+        for parent in inputs:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append((parent, iter(parent.inputs)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order
+
+
+def _check(node: Node, parent: Node, dx: Array) -> None:
+    """Raise GraphError where a backward returned something that is no gradient of its input."""
+    if not hasattr(dx, "dtype"):
+        raise GraphError(f"backward of '{node.name}' returned a {type(dx).__name__}, not an array")
+    if dx.shape != parent.shape or dx.dtype != parent.dtype:
+        raise GraphError(
+            f"backward of '{node.name}' returned {dx.dtype} {dx.shape} for an input of {parent.dtype} {parent.shape}"
+        )
+
+
+def _kept_shape(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape after summing over `axis` with keepdims."""
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    summed = {i % len(shape) for i in axes} if shape else set()
+    return tuple(1 if i in summed else size for i, size in enumerate(shape))

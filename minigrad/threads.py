@@ -1,0 +1,146 @@
+"""Threads over blocks of work, with BLAS held to one thread meanwhile.
+
+NumPy releases the interpreter lock inside ufuncs, copies and products, so a pool of Python threads over blocks
+that fit the cache uses all cores for every op, including those that NumPy itself runs on one. The blocks follow
+from shapes alone, never from the number of threads: the results are the same bits for any number.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
+
+from minigrad.errors import BackendError
+
+Item = TypeVar("Item")
+
+_lock = threading.RLock()
+_count = 0  # 0: not yet asked for
+_pool: ThreadPoolExecutor | None = None
+_local = threading.local()
+
+
+def set_num_threads(n: int) -> None:
+    """Use n threads from now on, the calling one included. Changes speed, never a result."""
+    global _count, _pool
+    if not isinstance(n, int) or n < 1:
+        raise BackendError(f"the number of threads must be an int of at least 1, got {n!r}")
+    with _lock:
+        old, _count, _pool = _pool, n, None
+    if old is not None:
+        old.shutdown()
+
+
+def num_threads() -> int:
+    """The number of threads in use: MINIGRAD_NUM_THREADS, or all cores this process may run on."""
+    if not _count:
+        text = os.environ.get("MINIGRAD_NUM_THREADS", "")
+        if text and not (text.isdigit() and int(text) > 0):
+            raise BackendError(f"MINIGRAD_NUM_THREADS must be a whole number of at least 1, got {text!r}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        set_num_threads(int(text) if text else cores)
+    return _count
+
+
+def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call work(item) for every item, spread over the threads; returns when all are done.
+
+    The calling thread takes part. Called from inside `work`, it runs the items in place. The first exception is
+    raised here, after the items already begun.
+    """
+    items = list(items)
+    helpers = min(num_threads(), len(items)) - 1
+    with blas_on_one_thread():
+        if helpers < 1 or getattr(_local, "is_worker", False):
+            for item in items:
+                work(item)
+            return
+        queue = iter(items)  # next() on it is atomic: whoever is free takes the next item
+
+        def drain() -> None:
+            for item in queue:
+                work(item)
+
+        def help_out() -> None:
+            _local.is_worker = True
+            drain()
+
+        # Each helper runs in a copy of the caller's context, so that np.errstate holds there too.
+        futures = [_executor().submit(contextvars.copy_context().run, help_out) for _ in range(helpers)]
+        try:
+            drain()
+        finally:
+            for _ in queue:  # after an exception: leave nothing to the helpers
+                pass
+            running = [future for future in futures if not future.cancel()]
+            for future in running:
+                future.exception()  # waits
+        for future in running:
+            future.result()  # raises what a helper raised
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(1, num_threads() - 1), thread_name_prefix="minigrad")
+        return _pool
+
+
+class _BlasGuard:
+    """Counts who needs BLAS on one thread; the first to enter sets it, the last to leave restores it.
+
+    threadpoolctl acts on the whole process: two overlapping entries of its own context manager from two threads
+    would leave BLAS at one thread for ever.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.controller: ThreadpoolController | None = None
+        self.limiter: Any = None
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.holders == 0:
+                self.controller = self.controller or ThreadpoolController()
+                self.limiter = self.controller.limit(limits=1, user_api="blas")
+            self.holders += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.holders -= 1
+            if self.holders == 0:
+                self.limiter.restore_original_limits()
+                self.limiter = None
+
+
+_guard = _BlasGuard()
+
+
+@contextmanager
+def blas_on_one_thread() -> Iterator[None]:
+    """Hold BLAS to one thread. Reentrant and safe from several threads; enter it once around a whole step."""
+    _guard.enter()
+    try:
+        yield
+    finally:
+        _guard.leave()
+
+
+def _after_fork_in_child() -> None:
+    """A forked child has none of the parent's threads and may have copied a lock that was held."""
+    global _lock, _pool, _guard
+    _lock, _pool, _guard = threading.RLock(), None, _BlasGuard()
+    _local.__dict__.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,356 @@
+"""A stand-in for CuPy 14 that computes with NumPy and refuses what CuPy refuses, for machines without a GPU.
+
+It is installed as `sys.modules["cupy"]` by the fixture `xp`. Like CuPy, and unlike NumPy,
+
+- no host array meets a device array, and nothing turns into a host array by itself: only `.get()` and `asnumpy`;
+- functions, methods and keywords that CuPy lacks raise AttributeError or TypeError;
+- results are in C order whatever the operands' strides are (views, `out=` and order="K" functions excepted);
+- reading a value on the host waits for the device: `SYNCS` counts where.
+
+Beyond CuPy, `empty` is filled with NaN, so that reading what was never written shows; and `ufunc.at` is refused,
+because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
+it: `np.asarray` and C code would take a subclass for the host array that it is not.
+
+What it cannot show: asynchrony, other rounding on the device, the undefined result of writing through duplicate
+indices, and raw kernels. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# How often the host waited for the device, by "file.py:line" of the code that made it wait.
+SYNCS: collections.Counter[str] = collections.Counter()
+
+# Public names of NumPy 2.4 that CuPy 14.2 does not have; scalar types and modules of no interest here included.
+_MISSING = """
+    False_ ScalarType True_ asmatrix block bmat busday_count busday_offset busdaycalendar bytes_ char character
+    clongdouble complex256 core ctypeslib datetime64 datetime_as_string datetime_data dtypes einsum_path emath errstate
+    f2py flexible float128 frompyfunc fromregex geomspace get_include getbufsize geterr geterrcall histogram_bin_edges
+    info insert is_busday isnat little_endian longdouble ma matrix matvec memmap nanpercentile nanquantile ndenumerate
+    nditer nested_iters object_ polyder polydiv polyint rec recarray record sctypeDict setbufsize seterr seterrcall
+    show_runtime spacing str_ strings test timedelta64 typecodes unstack vecdot vecmat void
+    """
+MISSING_FUNCTIONS = frozenset(_MISSING.split())
+MISSING_METHODS = frozenset(["ctypes", "getfield", "resize", "setfield", "setflags", "to_device"])
+MODULES = frozenset(["random", "fft", "linalg", "testing", "polynomial", "typing", "exceptions"])  # not stood in for
+
+# Keywords of NumPy that CuPy's functions and methods of the same name do not take.
+MISSING_KEYWORDS = {
+    **{name: {"where"} for name in ("all", "any", "mean")},
+    **{name: {"where", "initial"} for name in ("sum", "prod", "max", "min", "amax", "amin")},
+    **{name: {"where", "correction", "mean"} for name in ("var", "std")},
+    **{name: {"order", "stable"} for name in ("sort", "argsort")},
+    "take": {"mode"},
+}
+MISSING_IN_UFUNCS = {"where", "order", "subok"}
+MISSING_EVERYWHERE = {"device", "like"}
+
+FROM_HOST = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
+KEEP_STRIDES = {
+    "array",
+    "asarray",
+    "asanyarray",
+    "astype",
+    "copy",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+}
+WAIT = {"nonzero", "flatnonzero", "argwhere", "unique", "item", "tolist", "tobytes"}
+
+
+def _wait() -> None:
+    """Count one synchronisation for the nearest caller that is neither this file nor backend.py's `to_host`."""
+    frame = sys._getframe(1)
+    while Path(frame.f_code.co_filename).name in ("fake_cupy.py", "backend.py") and frame.f_back:
+        frame = frame.f_back
+    SYNCS[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"] += 1
+
+
+def _memory(x: Any, *, host_arrays: bool = False) -> Any:
+    """The NumPy arrays behind the device arrays of one argument; host arrays are refused unless allowed."""
+    if isinstance(x, ndarray):
+        return x._memory
+    if isinstance(x, np.ndarray) and not host_arrays:
+        raise TypeError(f"Unsupported type {type(x)}: a host array meets the device")
+    if type(x) in (list, tuple):
+        return type(x)(_memory(item, host_arrays=host_arrays) for item in x)
+    return x
+
+
+def _arrays(x: Any) -> Iterator[ndarray]:
+    """The device arrays among nested arguments."""
+    if isinstance(x, ndarray):
+        yield x
+    elif isinstance(x, (list, tuple)):
+        for item in x:
+            yield from _arrays(item)
+
+
+def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) -> Any:
+    """A NumPy result as a device array: a source itself, a view of one, or fresh memory, in C order as CuPy's."""
+    if isinstance(result, (list, tuple)):
+        return type(result)([_on_device(item, sources, keep_strides) for item in result])
+    if not isinstance(result, (np.ndarray, np.generic)):
+        return result
+    result = np.asarray(result)
+    for source in sources:
+        if result is source._memory:
+            return source
+    is_view = any(np.may_share_memory(result, source._memory) for source in sources)
+    return _wrap(result if is_view or keep_strides else np.asarray(result, order="C"))
+
+
+def _wrap(memory: np.ndarray) -> ndarray:
+    array = object.__new__(ndarray)
+    array._memory = memory
+    return array
+
+
+def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a NumPy function or method on device arrays, if CuPy would."""
+    missing = MISSING_EVERYWHERE | MISSING_KEYWORDS.get(name, set())
+    if isinstance(function, np.ufunc):
+        missing = missing | MISSING_IN_UFUNCS
+    if refused := missing & kwargs.keys():
+        raise TypeError(f"cupy.{name}() got an unexpected keyword argument {refused.pop()!r}")
+    out = kwargs.get("out")
+    if isinstance(out, tuple):  # NumPy's own ufuncs hand it over like this
+        (out,) = out
+    if out is not None and name in ("matmul", "dot") and not out.flags.c_contiguous:
+        raise ValueError(f"cupy.{name}: out must be C-contiguous")
+    if name in WAIT:
+        _wait()
+    given = _memory(args, host_arrays=name in FROM_HOST)
+    if name in FROM_HOST and isinstance(args[0], np.ndarray):
+        given = (args[0].copy("K"), *given[1:])  # device memory is never host memory
+    result = function(*given, **{key: _memory(value) for key, value in kwargs.items()})
+    if out is not None:
+        return out
+    if isinstance(result, bool) and name in ("array_equal", "allclose", "array_equiv"):
+        result = np.asarray(result)  # to be waited for in its turn
+    return _on_device(result, list(_arrays((args, list(kwargs.values())))), name in KEEP_STRIDES)
+
+
+class ndarray:
+    """A device array: the memory of a NumPy array that the host cannot reach except by `get`."""
+
+    _memory: np.ndarray
+    __hash__ = None  # type: ignore[assignment]
+    __module__ = "cupy"
+
+    def __init__(self, shape: Any, dtype: Any = float) -> None:
+        self._memory = np.empty(shape, dtype)
+        self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
+
+    # Crossing between host and device
+
+    def get(self, stream: Any = None, order: Any = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
+        _wait()
+        if out is None:
+            return np.array(self._memory, order=order)
+        out[...] = self._memory
+        return out
+
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if arr.shape != self.shape or arr.dtype != self.dtype:
+            raise ValueError("Shape or dtype mismatch")
+        self._memory[...] = arr
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
+        return NotImplemented if method != "__call__" else _call(ufunc.__name__, ufunc, args, kwargs)
+
+    def __array_function__(self, function: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
+        name = function.__name__
+        return NotImplemented if name in MISSING_FUNCTIONS else _call(name, function, args, kwargs)
+
+    def __bool__(self) -> bool:
+        _wait()
+        return bool(self._memory)
+
+    def __int__(self) -> int:
+        _wait()
+        return int(self._memory)
+
+    def __float__(self) -> float:
+        _wait()
+        return float(self._memory)
+
+    def __repr__(self) -> str:
+        _wait()
+        return f"fake_cupy.{self._memory!r}"
+
+    # Indexing: CuPy takes host arrays as indices (and copies them over), but not as values
+
+    def __getitem__(self, index: Any) -> Any:
+        index = _memory(index, host_arrays=True)
+        for part in index if isinstance(index, tuple) else (index,):
+            if isinstance(part, np.ndarray) and part.dtype == bool and part.ndim:
+                _wait()  # the shape of the result depends on values
+        return _on_device(self._memory[index], [self])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._memory[_memory(index, host_arrays=True)] = _memory(value)
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    # Everything else is NumPy's, through the checks of `_call`
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in MISSING_METHODS or not hasattr(np.ndarray, name):
+            raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
+        method = getattr(np.ndarray, name)
+        if callable(method):
+            return lambda *args, **kwargs: _call(name, method, (self, *args), kwargs)
+        return _on_device(getattr(self._memory, name), [self])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._memory.shape
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...]) -> None:
+        self._memory = self._memory.reshape(shape, copy=False)
+
+
+UNARY = {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}
+COMPARISONS = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal}
+COMPARISONS["ne"] = np.not_equal
+ARITHMETIC = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "truediv": np.true_divide,
+    "floordiv": np.floor_divide,
+    "mod": np.remainder,
+    "pow": np.power,
+    "lshift": np.left_shift,
+    "rshift": np.right_shift,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def _define_operators() -> None:
+    def define(operator: str, call: Callable[..., Any]) -> None:
+        setattr(ndarray, f"__{operator}__", call)
+
+    for name, ufunc in UNARY.items():
+        define(name, lambda a, f=ufunc: _call(f.__name__, f, (a,), {}))
+    for name, ufunc in {**COMPARISONS, **ARITHMETIC, "matmul": np.matmul}.items():
+        define(name, lambda a, b, f=ufunc: _call(f.__name__, f, (a, b), {}))
+    for name, ufunc in {**ARITHMETIC, "matmul": np.matmul}.items():
+        define(f"r{name}", lambda a, b, f=ufunc: _call(f.__name__, f, (b, a), {}))
+    for name, ufunc in ARITHMETIC.items():  # CuPy has no @=
+        define(f"i{name}", lambda a, b, f=ufunc: _call(f.__name__, f, (a, b), {"out": a}))
+
+
+_define_operators()
+
+
+# ---- The module's functions ----
+
+
+def __getattr__(name: str) -> Any:
+    """Any other name of NumPy that CuPy has: types and constants as they are, functions through `_call`."""
+    if name.startswith("_") or name in MISSING_FUNCTIONS | MODULES or not hasattr(np, name):
+        raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+    function = getattr(np, name)
+    if isinstance(function, type) or not callable(function):
+        return function
+    return lambda *args, **kwargs: _call(name, function, args, kwargs)
+
+
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    return ndarray(shape, dtype)
+
+
+def empty_like(
+    prototype: ndarray, dtype: Any = None, order: Any = "K", subok: Any = None, shape: Any = None
+) -> ndarray:
+    array = _wrap(np.empty_like(_memory(prototype), dtype, order, shape=shape))
+    array._memory[...] = ndarray((), array.dtype)._memory
+    return array
+
+
+def asnumpy(a: Any) -> np.ndarray:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+def get_array_module(*args: Any) -> Any:
+    return sys.modules[__name__] if any(_arrays(args)) else np
+
+
+def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
+    return _wrap(np.lib.stride_tricks.as_strided(x._memory, shape, strides))
+
+
+lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
+
+
+# ---- The device: what minigrad.backend.cupy_status asks. Tests of it overwrite these attributes. ----
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaErrorStandIn{status}: staged by fake_cupy")
+        self.status = status
+
+
+class _Runtime:
+    """cupy.cuda.runtime. Versions as CUDA writes them: 13020 is 13.2."""
+
+    CUDARuntimeError = CUDARuntimeError
+    driver = 13020
+    needed = 13020
+    devices = 1
+    error: int | None = None  # the status with which getDeviceCount fails
+
+    def driverGetVersion(self) -> int:
+        return self.driver
+
+    def runtimeGetVersion(self) -> int:
+        return self.needed
+
+    def getDeviceCount(self) -> int:
+        if self.error is not None:
+            raise CUDARuntimeError(self.error)
+        return self.devices
+
+    def getDeviceProperties(self, device: int) -> dict[str, Any]:
+        return {"name": b"Pretend GPU", "major": 9, "minor": 0}
+
+
+_queue = types.SimpleNamespace(synchronize=_wait)
+cuda = types.SimpleNamespace(
+    runtime=_Runtime(),
+    Device=lambda device=0: _queue,
+    get_current_stream=lambda: _queue,
+    Stream=types.SimpleNamespace(null=_queue),
+)
+
+
+def get_default_memory_pool() -> Any:
+    return types.SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0)
