@@ -140,7 +140,7 @@ def cupy_status(smoke: bool = True) -> tuple[str, str]:
     wheels = _cupy_wheels()
     try:
         code, sentence = _probe(wheels, smoke)
-    except Exception as error:  # noqa: BLE001 - a diagnosis never raises
+    except Exception as error:  # a diagnosis never raises
         code, sentence = "failed", f"probing CuPy failed with {_first_line(error)}"
     if len(wheels) > 1:
         sentence += f"; several CuPy packages are installed ({', '.join(wheels)}): keep one"
@@ -157,7 +157,7 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
                 "or 'cupy-cuda12x[ctk]' for an older driver"
             )
         return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
-    except Exception as error:  # noqa: BLE001 - a damaged package can raise anything
+    except Exception as error:  # a damaged package can raise anything
         return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
 
     runtime = cupy.cuda.runtime
@@ -173,7 +173,7 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         try:
             x = cupy.arange(4, dtype=cupy.float32).reshape(2, 2) + 1
             correct = float((x @ x)[1, 1]) == 22.0
-        except Exception as error:  # noqa: BLE001 - the reason is what we are after
+        except Exception as error:
             if _names_a_missing_library(error):
                 wheel = wheels[0] if wheels else "cupy-cuda13x"
                 return "no_libs", f"a CUDA library is missing, {_first_line(error)}: pip install '{wheel}[ctk]'"

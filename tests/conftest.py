@@ -33,10 +33,9 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     """
     if request.param == "cupy" and reason_against_cupy():
         pytest.skip(reason_against_cupy())
+    before = backend.backend()
     if request.param == "fake_cupy":
         monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-        fake_cupy.SYNCS.clear()
-    before = backend.backend()
     backend.set_backend(MODULES[request.param])
     if request.param == "fake_cupy":
         fake_cupy.SYNCS.clear()  # set_backend's own smoke test reads one number back
