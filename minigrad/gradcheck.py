@@ -49,7 +49,9 @@ def gradcheck(
             leaf.grad = None
     outputs = _outputs(f, inputs)
     upstream = [_random(Key(seed).fold("upstream", i), y) for i, y in enumerate(outputs)]
-    loss = sum(((y * Tensor(g)).sum() for y, g in zip(outputs, upstream, strict=True)), start=Tensor(0 * upstream[0].sum()))
+    loss = sum(
+        ((y * Tensor(g)).sum() for y, g in zip(outputs, upstream, strict=True)), start=Tensor(0 * upstream[0].sum())
+    )
     loss.backward()
     analytic = {id(leaf): leaf.grad for _, leaves in groups for leaf in leaves}
 
@@ -75,7 +77,7 @@ def _check(name, leaves, analytic, value, scale, key, tolerance) -> float:  # ty
         noise = 1e-15 * scale / step  # a gradient of zero is measured as rounding of L
         difference, size = abs(measured - predicted), max(abs(measured), abs(predicted))
         if difference <= tolerance * size + noise:
-            return difference / max(size, noise)
+            return difference / max(size, noise) if difference else 0.0
         found.append(measured)
     raise GradientMismatch(
         f"gradcheck: backward gives {predicted:.9g} for a random direction in {name}, finite differences give "

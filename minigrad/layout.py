@@ -15,6 +15,7 @@ memory (O, KH, KW, I), so that `filter_matrix` is a view.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,12 +37,23 @@ def images(matrix: Array, n: int, h: int, w: int) -> Array:
     return matrix.reshape(n, h, w, -1).transpose(0, 3, 1, 2)
 
 
+def empty(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array. NumPy's starts at a cache line, where its vector loops run up to twice as fast."""
+    if xp is not np:
+        return xp.empty(shape, dtype)
+    dtype, line = np.dtype(dtype), 64
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + line, np.uint8)
+    start = -memory.__array_interface__["data"][0] % line
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def empty_images(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """An uninitialised channels-last array of shape (N, C, H, W), or an ordinary one for other ranks."""
     if len(shape) != 4:
-        return xp.empty(shape, dtype)
+        return empty(xp, shape, dtype)
     n, c, h, w = shape
-    return images(xp.empty((n * h * w, c), dtype), n, h, w)
+    return images(empty(xp, (n * h * w, c), dtype), n, h, w)
 
 
 def channels_last(xp: Any, x: Array) -> Array:
@@ -80,10 +92,10 @@ def filter_matrix(weight: Array) -> Array:
 
 def pair(value: int | tuple[int, int], name: str) -> Pair:
     """An int for both axes, or (height, width)."""
-    height, width = (value, value) if isinstance(value, int) else value
-    if not (isinstance(height, int) and isinstance(width, int)):
+    both = (value, value) if isinstance(value, int) else value
+    if not (isinstance(both, tuple) and len(both) == 2 and all(isinstance(size, int) for size in both)):
         raise ShapeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    return height, width
+    return both
 
 
 class Window(NamedTuple):

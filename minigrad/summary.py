@@ -42,7 +42,9 @@ class Summary(NamedTuple):
         lines.append(("total", "", "", *(f"{n:,}" for n in totals)))
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
         return "\n".join(
-            "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
             for line in lines
         )
 
@@ -64,7 +66,8 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
     x = Tensor(empty_images(xp, (batch, *input_shape), next(model.parameters()).dtype))
     x.data[...] = 0
     counter = _Counter(model, depth)
-    with _untouched(model.train()):
+    with _untouched(model):
+        model.train()
         tokens = observer.set(counter), watcher.set(counter.op)
         try:
             model(x)
@@ -139,8 +142,8 @@ def _arrays_in(value: Any, visited: set[int]) -> Iterator[Array]:
 
 
 def _owner(array: Array) -> Array:
-    """The array whose memory a view shares."""
-    while hasattr(array.base, "dtype"):
+    """The array whose memory a view shares (not the bytes that layout.empty aligns it in)."""
+    while hasattr(array.base, "dtype") and array.base.dtype == array.dtype:
         array = array.base
     return array
 
@@ -149,8 +152,11 @@ def _owner(array: Array) -> Array:
 def _untouched(model: Module) -> Iterator[None]:
     """Put running statistics and modes back after the block."""
     buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
+    modes = [(module, module.training) for _, module in model.named_modules()]
     try:
         yield
     finally:
         for data, before in buffers:
             data[...] = before
+        for module, mode in modes:
+            module.training = mode

@@ -140,7 +140,7 @@ class Tensor:
         What an op kept for backward is freed as soon as it has been used, so the graph can be walked once.
         First-order gradients only. Raises GraphError where there is no graph or it has been used.
         """
-        if self.node is None:
+        if self.node is None or not self.node.inputs:
             hint = "it is a leaf" if self.requires_grad else "nothing it was computed from requires a gradient"
             raise GraphError(f"backward() on a tensor without a graph: {hint}")
         xp = array_module(self.data)
@@ -151,7 +151,8 @@ class Tensor:
                     "pass one of that shape, or reduce to a single number first (for example .sum())"
                 )
             gradient = xp.ones(self.shape, self.dtype)
-        gradient = gradient.data if isinstance(gradient, Tensor) else xp.asarray(gradient, dtype=self.dtype)
+        gradient = gradient.data if isinstance(gradient, Tensor) else gradient
+        gradient = xp.array(gradient, dtype=self.dtype)  # a copy: the user's array is never handed on
         if gradient.shape != self.shape:
             raise ShapeError(f"the upstream gradient has shape {gradient.shape}, the tensor {self.shape}")
         with blas_on_one_thread():
@@ -177,7 +178,7 @@ class Tensor:
     def __pow__(self, exponent: float) -> Tensor:
         if not isinstance(exponent, (int, float)):
             raise DtypeError(f"** takes a plain number as exponent, got {type(exponent).__name__}")
-        x = self.data
+        x, exponent = self.data, float(exponent)  # np.float64 is a float too, and would promote float32
         return record("power", x**exponent, (self,), lambda dy: dy * exponent * x ** (exponent - 1))
 
     def __matmul__(self, other: Any) -> Tensor:
@@ -247,7 +248,7 @@ class Tensor:
 
     def transpose(self, *axes: int) -> Tensor:
         """The axes in the given order; all reversed without arguments."""
-        order = axes or tuple(reversed(range(self.ndim)))
+        order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
         back = tuple(int(i) for i in np.argsort(order))
         return record("transpose", self.data.transpose(order), (self,), lambda dy: dy.transpose(back))
 
@@ -288,7 +289,8 @@ def operands(op: str, *values: Any) -> list[Tensor]:
             )
         if value.dtype != model.dtype:
             raise DtypeError(
-                f"{op} got {model.dtype} {model.shape} and {value.dtype} {value.shape}: convert one with .astype"
+                f"{op} got {model.dtype} {model.shape} and {value.dtype} {value.shape}: "
+                "convert the data of one with .astype"
             )
         tensors.append(value)
     return tensors
@@ -348,18 +350,21 @@ def _walk(root: Node, gradient: Array) -> None:
             raise GraphError(
                 f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs"
             )
+        handed_out = [dy]  # whoever holds a .grad must not share its memory with these
         for parent, dx in zip(node.inputs, results, strict=True):
             if parent is None or dx is None:
                 continue
             _check(node, parent, dx)
+            dx = array_module(dx).asarray(dx)  # NumPy's 0-d results are scalars
             if parent in gradients:
                 so_far = gradients[parent]
                 gradients[parent] = kernels(dx).add(so_far, dx, so_far if parent in ours else None)
                 ours.add(parent)
-            elif parent.owner is not None and array_module(dx).may_share_memory(dx, dy):
-                gradients[parent] = dx.copy()  # it will be somebody's .grad, which must not change with another's
+            elif parent.owner is not None and any(array_module(dx).may_share_memory(dx, other) for other in handed_out):
+                gradients[parent] = dx.copy("K")  # it will be somebody's .grad, which must not change with another's
             else:
                 gradients[parent] = dx
+            handed_out.append(dx)
 
 
 def _topological(root: Node) -> list[Node]:

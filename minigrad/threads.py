@@ -42,7 +42,7 @@ def num_threads() -> int:
     """The number of threads in use: MINIGRAD_NUM_THREADS, or all cores this process may run on."""
     if not _count:
         text = os.environ.get("MINIGRAD_NUM_THREADS", "")
-        if text and not (text.isdigit() and int(text) > 0):
+        if text and not (text.isdecimal() and int(text) > 0):
             raise BackendError(f"MINIGRAD_NUM_THREADS must be a whole number of at least 1, got {text!r}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         set_num_threads(int(text) if text else cores)
@@ -65,8 +65,13 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         queue = iter(items)  # next() on it is atomic: whoever is free takes the next item
 
         def drain() -> None:
-            for item in queue:
-                work(item)
+            try:
+                for item in queue:
+                    work(item)
+            except BaseException:
+                for _ in queue:  # leave nothing to the others
+                    pass
+                raise
 
         def help_out() -> None:
             _local.is_worker = True
@@ -74,11 +79,11 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
         # Each helper runs in a copy of the caller's context, so that np.errstate holds there too.
         futures = [_executor().submit(contextvars.copy_context().run, help_out) for _ in range(helpers)]
+        _local.is_worker = True  # this thread works too: what it meets inside runs in place
         try:
             drain()
         finally:
-            for _ in queue:  # after an exception: leave nothing to the helpers
-                pass
+            _local.is_worker = False
             running = [future for future in futures if not future.cancel()]
             for future in running:
                 future.exception()  # waits
@@ -104,22 +109,28 @@ class _BlasGuard:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.holders = 0
-        self.controller: ThreadpoolController | None = None
-        self.limiter: Any = None
+        self.libraries: list[Any] | None = None  # asked for once: finding them takes a millisecond
+        self.before: list[int] = []
 
     def enter(self) -> None:
         with self.lock:
             if self.holders == 0:
-                self.controller = self.controller or ThreadpoolController()
-                self.limiter = self.controller.limit(limits=1, user_api="blas")
+                if self.libraries is None:
+                    self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self.before = [library.get_num_threads() for library in self.libraries]
+                self._set([1] * len(self.libraries))
             self.holders += 1
 
     def leave(self) -> None:
         with self.lock:
             self.holders -= 1
             if self.holders == 0:
-                self.limiter.restore_original_limits()
-                self.limiter = None
+                self._set(self.before)
+
+    def _set(self, numbers: list[int]) -> None:
+        # set_num_threads of threadpoolctl 3.8 ignores every thread but the first that ever set OpenBLAS's limit.
+        for library, n in zip(self.libraries or [], numbers, strict=True):
+            getattr(library, "_real_set_num_threads", library.set_num_threads)(n)
 
 
 _guard = _BlasGuard()
@@ -128,11 +139,12 @@ _guard = _BlasGuard()
 @contextmanager
 def blas_on_one_thread() -> Iterator[None]:
     """Hold BLAS to one thread. Reentrant and safe from several threads; enter it once around a whole step."""
-    _guard.enter()
+    guard = _guard  # the one entered, even if this process forks meanwhile
+    guard.enter()
     try:
         yield
     finally:
-        _guard.leave()
+        guard.leave()
 
 
 def _after_fork_in_child() -> None:

@@ -16,11 +16,13 @@ from collections.abc import Callable
 import numpy as np
 
 from minigrad import threads
-from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
+from minigrad.layout import Array, Window, empty, empty_images, filter_matrix, pixels
 
-PATCH_BYTES = 1 << 20  # patches of one block: half of a core's second-level cache
-BLOCK_BYTES = 1 << 18  # elementwise work: three or four arrays of this size at once
-WIDE = 512  # elements a ufunc's inner loop should have at least; a row of few channels is too short
+# Small enough for the cache, large enough that a call into NumPy takes longer than handing over the interpreter
+# lock between two threads, which every call does twice.
+PATCH_BYTES = 1 << 20  # the patches of one block
+BLOCK_BYTES = 1 << 20  # one operand of elementwise work
+WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 
 Block = tuple[slice, slice]  # some images, and some rows of their output
@@ -30,17 +32,18 @@ Block = tuple[slice, slice]  # some images, and some rows of their output
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    filters = filter_matrix(weight).T  # (KH·KW·C, O)
+    filters = np.ascontiguousarray(filter_matrix(weight).T)  # (KH·KW·C, O)
     y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
 
     def block(part: Block) -> None:
         patches = im2col(x, window, part)  # (pixels, KH·KW·C)
         out = pixels(y[part[0], :, part[1]])  # (pixels, O)
-        np.matmul(patches, filters, out=out)
+        product(patches, filters, out)
         if bias is not None:
-            rows, (b,) = widen(out, bias)
-            rows += b
+            wide, b = widen(out, bias_row)
+            wide += b
 
+    bias_row = None if bias is None else repeated(bias)
     threads.each(block, blocks(len(x), window.output, filters.itemsize * len(filters)))
     return y
 
@@ -51,17 +54,23 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
         # Each pixel gathers: the correlation of dy with the filters turned by 180°, inputs and outputs exchanged.
         turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0))  # (C, KH, KW, O)
         return conv2d(
-            dy, turned.transpose(0, 3, 1, 2), None, Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
+            dy,
+            turned.transpose(0, 3, 1, 2),
+            None,
+            Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw)),
         )
     filters = filter_matrix(weight)  # (O, KH·KW·C)
     dx = empty_images(np, (len(dy), weight.shape[1], *window.input), dy.dtype)
 
-    def block(part: Block) -> None:
-        patches = pixels(dy[part[0]]) @ filters  # (pixels, KH·KW·C)
-        col2im(patches, dx[part[0]], window)
+    def block(parts: list[Block]) -> None:
+        dx[parts[0][0]].transpose(0, 2, 3, 1)[...] = 0
+        for part in parts:
+            upstream = pixels(dy[part[0], :, part[1]])
+            patches = empty(np, (len(upstream), filters.shape[1]), dy.dtype)  # (pixels, KH·KW·C)
+            product(upstream, filters, patches)
+            add_inside(dx, col2im(patches, window, part), window, part)
 
-    oh, ow = window.output
-    threads.each(block, image_blocks(len(dy), window, filters.itemsize * filters.shape[1] * oh * ow))
+    threads.each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1])))
     return dx
 
 
@@ -69,20 +78,53 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     (kh, kw), o, c = window.kernel, dy.shape[1], x.shape[1]
     parts = blocks(len(x), window.output, x.itemsize * kh * kw * c)
     lanes = min(LANES, len(parts))
-    dw = np.zeros((lanes, o, kh * kw * c), x.dtype)
+    dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
     db = np.zeros((lanes, o), x.dtype)
 
     def lane(i: int) -> None:
-        product = np.empty_like(dw[i])
         for part in parts[i::lanes]:
             patches = im2col(x, window, part)  # (pixels, KH·KW·C)
             upstream = pixels(dy[part[0], :, part[1]])  # (pixels, O)
-            dw[i] += np.matmul(upstream.T, patches, out=product)
+            dw[i] += product_of_transposed(patches, upstream)
             if with_bias:
                 db[i] += column_sums(upstream)
 
     threads.each(lane, range(lanes))
-    return dw.sum(0).reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+    total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
+    return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+
+
+# OpenBLAS multiplies up to 10⁶ multiply-adds without first packing the operands. For a filter bank of few channels a
+# stack of such products is up to twice as fast as one tall product.
+UNPACKED = 1_000_000
+
+
+def pieces(rows: int, cells: int) -> int:
+    """How many rows at a time to multiply with a (K, O) matrix of so many cells: all, or an unpacked product's."""
+    count = UNPACKED // cells
+    for piece in (512, 256, 128, 64, 32):
+        if piece <= count and rows % piece == 0:
+            return piece
+    return rows
+
+
+def product(a: Array, b: Array, out: Array) -> None:
+    """out = a · b, for a tall a (rows, K) and a small b (K, O)."""
+    piece = pieces(len(a), b.size)
+    np.matmul(stack(a, piece), b, out=stack(out, piece))
+
+
+def product_of_transposed(a: Array, b: Array) -> Array:
+    """aᵀ · b, for tall a (rows, K) and b (rows, O)."""
+    piece = pieces(len(a), a.shape[1] * b.shape[1])
+    if piece == len(a):
+        return a.T @ b
+    return np.matmul(stack(a, piece).transpose(0, 2, 1), stack(b, piece)).sum(0)
+
+
+def stack(matrix: Array, piece: int) -> Array:
+    """The rows, `piece` at a time: (rows / piece, piece, columns), a view."""
+    return matrix.reshape(-1, piece, matrix.shape[1], copy=False)
 
 
 def im2col(x: Array, window: Window, part: Block) -> Array:
@@ -92,39 +134,62 @@ def im2col(x: Array, window: Window, part: Block) -> Array:
     (kh, kw), (sh, sw) = window.kernel, window.stride
     band = padded(x, window, part, 0.0)  # (images, rows, columns, C)
     n, _, _, c = band.shape
-    rows, ow = part[1].stop - part[1].start, window.output[1]
+    count, ow = part[1].stop - part[1].start, window.output[1]
     image, row, column, channel = band.strides
-    # Output pixel (i, j) of image n is a window of band: n, i·sh …, j·sw …. The reshape copies the windows.
-    shape, strides = (n, rows, ow, kh, kw, c), (image, row * sh, column * sw, row, column, channel)
+    # Output pixel (i, j) of image n is the window of the band at n, i·sh, j·sw.
+    shape, strides = (n, count, ow, kh, kw, c), (image, row * sh, column * sw, row, column, channel)
     windows: Array = np.ndarray(shape, band.dtype, band, 0, strides)  # as_strided, without its overhead
-    return windows.reshape(n * rows * ow, kh * kw * c)
+    patches = empty(np, shape, band.dtype)
+    np.copyto(patches, windows)
+    return patches.reshape(n * count * ow, kh * kw * c)
 
 
-def col2im(patches: Array, dx: Array, window: Window) -> None:
-    """Add the patches of whole images back into the pixels they came from. The transpose of im2col."""
-    (h, w), (kh, kw), (sh, sw), (ph, pw), (oh, ow) = window
-    n, c = dx.shape[:2]
-    patches = patches.reshape(n, oh, ow, kh, kw, c)
-    canvas = np.zeros((n, h + 2 * ph, w + 2 * pw, c), dx.dtype)
+def col2im(patches: Array, window: Window, part: Block) -> Array:
+    """Patches added up where they overlap: the band (images, rows, columns, C). The transpose of im2col."""
+    (kh, kw), ow = window.kernel, window.output[1]
+    (sh, sw), count = window.stride, part[1].stop - part[1].start
+    cells = patches.reshape(-1, count, ow, kh, kw, patches.shape[1] // (kh * kw))
+    band = np.zeros((len(cells), *padded_size(window, part), cells.shape[5]), patches.dtype)
     for u in range(kh):
         for v in range(kw):
-            canvas[:, u : u + oh * sh : sh, v : v + ow * sw : sw] += patches[:, :, :, u, v]
-    dx.transpose(0, 2, 3, 1)[...] = canvas[:, ph : ph + h, pw : pw + w]
+            band[:, u : u + (count - 1) * sh + 1 : sh, v : v + (ow - 1) * sw + 1 : sw] += cells[:, :, :, u, v]
+    return band
 
 
 def padded(x: Array, window: Window, part: Block, fill: float) -> Array:
     """The input rows that a block's windows see, with their padding: (images, rows, columns, C), C contiguous."""
-    (h, w), (kh, kw), (sh, sw), (ph, pw), (_, ow) = window
-    top, bottom = part[1].start * sh - ph, (part[1].stop - 1) * sh - ph + kh
-    width = (ow - 1) * sw + kw
-    inside = slice(max(top, 0), min(bottom, h))
-    columns = min(w, width - pw)
     source = x[part[0]].transpose(0, 2, 3, 1)
-    if (ph, pw) == (0, 0) and bottom <= h and width <= w and source[:, inside].flags.c_contiguous:
-        return source[:, inside]
-    band = np.full((len(source), bottom - top, width, source.shape[3]), fill, x.dtype)
-    band[:, inside.start - top : inside.stop - top, pw : pw + columns] = source[:, inside, :columns]
+    height, width = padded_size(window, part)
+    seen, there = inside(window, part)
+    if there == (slice(0, height), slice(0, width)) and source[:, *seen].flags.c_contiguous:
+        return source[:, *seen]
+    band = empty(np, (len(source), height, width, source.shape[3]), x.dtype)
+    band.fill(fill)
+    band[:, *there] = source[:, *seen]
     return band
+
+
+def add_inside(dx: Array, band: Array, window: Window, part: Block) -> None:
+    """Add a band's part inside the image to dx. The transpose of `padded`."""
+    seen, there = inside(window, part)
+    target = dx[part[0]].transpose(0, 2, 3, 1)[:, *seen]
+    target += band[:, *there]
+
+
+def padded_size(window: Window, part: Block) -> tuple[int, int]:
+    """Rows and columns of the band that a block's windows cover."""
+    (kh, kw), (sh, sw) = window.kernel, window.stride
+    return (part[1].stop - part[1].start - 1) * sh + kh, (window.output[1] - 1) * sw + kw
+
+
+def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a band lies in the image, and the image in the band: (rows, columns) of each."""
+    (h, w), (ph, pw) = window.input, window.padding
+    height, width = padded_size(window, part)
+    top = part[1].start * window.stride[0] - ph
+    rows = slice(max(top, 0), min(top + height, h))
+    columns = slice(0, min(width - pw, w))
+    return (rows, columns), (slice(rows.start - top, rows.stop - top), slice(pw, pw + columns.stop))
 
 
 # --- pooling
@@ -134,68 +199,109 @@ def max_pool(x: Array, window: Window) -> Array:
     y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
 
     def block(part: Block) -> None:
-        band = padded(x, window, part, -np.inf)  # (images, rows, columns, C)
-        across = largest(columns_of(band, window))  # (images, rows, OW, C)
-        largest(rows_of(across, window, part), out=y[part[0], :, part[1]].transpose(0, 2, 3, 1))
+        across, seen = max_across(x, window, part)
+        max_down(across, seen, window, part, out=rows(y, part))
 
     threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
 def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
+    # The maximum across the columns, then down the rows; dy goes back the same way, to the first maximum of each
+    # line. That is the window's first maximum in row-major order.
     dx = empty_images(np, x.shape, x.dtype)
-    (h, w), (ph, pw) = window.input, window.padding
 
-    def block(part: Block) -> None:
-        # The maximum across the columns, then down the rows; dy goes back the same way, to the first maximum of
-        # each line. That is the window's first maximum in row-major order.
-        band = padded(x, window, part, -np.inf)
-        across = largest(columns_of(band, window))
-        upstream, peak = (a[part[0]].transpose(0, 2, 3, 1) for a in (dy, y))
-        d_across, d_band = np.zeros_like(across), np.zeros_like(band)
-        to_first_maximum(upstream, peak, rows_of(across, window, part), rows_of(d_across, window, part))
-        to_first_maximum(d_across, across, columns_of(band, window), columns_of(d_band, window))
-        seen_h, seen_w = min(h, band.shape[1] - ph), min(w, band.shape[2] - pw)
-        target = dx[part[0]].transpose(0, 2, 3, 1)
-        if (seen_h, seen_w) != (h, w):
-            target[...] = 0
-        target[:, :seen_h, :seen_w] = d_band[:, ph : ph + seen_h, pw : pw + seen_w]
+    def block(parts: list[Block]) -> None:
+        rows(dx, (parts[0][0], slice(None)))[...] = 0
+        for part in parts:  # bands of the same images: where their windows overlap, the gradients add up
+            across, seen = max_across(x, window, part)
+            d_across = zeros_like(across)
+            down = taps(window, 0, part[1], seen)
+            to_first_maximum(rows(dy, part), rows(y, part), across, d_across, [((s, o), (s, i)) for o, i in down])
+            source, target = (rows(a, (part[0], seen)) for a in (x, dx))
+            to_first_maximum(d_across, across, source, target, [((s, s, o), (s, s, i)) for o, i in columns])
 
-    threads.each(block, image_blocks(len(x), window, x.itemsize * x.shape[1] * h * w, BLOCK_BYTES))
+    s, columns = slice(None), taps(window, 1)
+    threads.each(block, by_image(blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES)))
     return dx
 
 
-def columns_of(band: Array, window: Window) -> list[Array]:
-    """For each column v of the kernel, the band's columns that it falls on: views (images, rows, OW, C)."""
-    (_, kw), (_, sw), (_, ow) = window.kernel, window.stride, window.output
-    return [band[:, :, v : v + (ow - 1) * sw + 1 : sw] for v in range(kw)]
+def rows(x: Array, part: Block) -> Array:
+    """Some rows of some images: (images, rows, columns, C), a view."""
+    return x[part[0], :, part[1]].transpose(0, 2, 3, 1)
 
 
-def rows_of(band: Array, window: Window, part: Block) -> list[Array]:
-    """For each row u of the kernel, the band's rows that it falls on: views (images, output rows, …, C)."""
-    (kh, _), (sh, _) = window.kernel, window.stride
-    return [band[:, u : u + (part[1].stop - part[1].start - 1) * sh + 1 : sh] for u in range(kh)]
+def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[tuple[slice, slice]]:
+    """For each cell of the kernel along an axis: the output cells for which it falls inside the image, and the
+    input cells it falls on.
+
+    out, seen   a band: which output cells, and which input cells, both then counted from their start
+    """
+    size, k, s, p, count = (pair[axis] for pair in window)
+    first, last = (out.start, out.stop) if out else (0, count)
+    start = seen.start if seen else 0
+    found = []
+    for v in range(k):
+        low, high = max(first, -((v - p) // s)), min(last, (size - 1 + p - v) // s + 1)  # 0 ≤ i·s − p + v < size
+        if low < high:
+            cell = low * s - p + v - start
+            found.append((slice(low - first, high - first), slice(cell, cell + (high - low - 1) * s + 1, s)))
+    return found
 
 
-def largest(taps: list[Array], out: Array | None = None) -> Array:
-    """The elementwise maximum of all taps."""
-    if len(taps) == 1:
-        out = np.empty_like(taps[0]) if out is None else out
-        out[...] = taps[0]
-        return out
-    out = np.maximum(taps[0], taps[1], out=out)
-    for tap in taps[2:]:
-        np.maximum(out, tap, out=out)
-    return out
+def seen_rows(window: Window, part: Block) -> slice:
+    """The input rows that the windows of a band see."""
+    top = part[1].start * window.stride[0] - window.padding[0]
+    bottom = (part[1].stop - 1) * window.stride[0] - window.padding[0] + window.kernel[0]
+    return slice(max(top, 0), min(bottom, window.input[0]))
 
 
-def to_first_maximum(upstream: Array, peak: Array, taps: list[Array], d_taps: list[Array]) -> None:
-    """Add `upstream` to the gradient of the first tap that equals the peak, element by element."""
-    left = upstream.copy()
-    for tap, d_tap in zip(taps, d_taps, strict=True):
-        taken = left * (tap == peak)
-        d_tap += taken
-        left -= taken
+def max_across(x: Array, window: Window, part: Block) -> tuple[Array, slice]:
+    """The maximum over the kernel's columns, for the input rows that a band sees; and which rows these are."""
+    seen = seen_rows(window, part)
+    source = rows(x, (part[0], seen))
+    across = empty(np, (*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
+    across.fill(-np.inf)
+    for o, i in taps(window, 1):
+        np.maximum(across[:, :, o], source[:, :, i], out=across[:, :, o])
+    return across, seen
+
+
+def max_down(across: Array, seen: slice, window: Window, part: Block, out: Array) -> None:
+    """The maximum over the kernel's rows."""
+    out.fill(-np.inf)
+    for o, i in taps(window, 0, part[1], seen):
+        np.maximum(out[:, o], across[:, i], out=out[:, o])
+
+
+def to_first_maximum(upstream: Array, peak: Array, source: Array, target: Array, cells: list) -> None:
+    """Add `upstream` to `target` where `source` has the first maximum, cell by cell of the kernel."""
+    left = empty(np, upstream.shape, upstream.dtype)
+    np.copyto(left, upstream)
+    bits, taken = left.view(integer_of(left)), empty(np, upstream.shape, upstream.dtype)
+    for o, i in cells:
+        keep_where(left[o], source[i] == peak[o], out=taken[o])
+        target[i] += taken[o]
+        bits[o] ^= taken[o].view(bits.dtype)  # zero where it has been taken, untouched elsewhere
+
+
+def keep_where(values: Array, condition: Array, out: Array) -> None:
+    """`values` where the condition holds, else +0. As bits and a mask: several times faster than np.where, and
+    infinities do not turn into NaN as in a product with 0."""
+    mask = empty(np, condition.shape, integer_of(values))
+    np.negative(condition.view(np.int8), out=mask, casting="unsafe")  # 0 or all ones
+    np.bitwise_and(values.view(mask.dtype), mask, out=out.view(mask.dtype))
+
+
+def integer_of(array: Array) -> np.dtype:
+    """The signed integer type as wide as the array's floats."""
+    return np.dtype(f"i{array.itemsize}")
+
+
+def zeros_like(array: Array) -> Array:
+    zeros = empty(np, array.shape, array.dtype)
+    zeros.fill(0)
+    return zeros
 
 
 def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
@@ -203,43 +309,39 @@ def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
     share = reciprocal_counts(window, count_padding, x.dtype)
 
     def block(part: Block) -> None:
-        band = padded(x, window, part, 0.0)
-        across = sum_of(columns_of(band, window))
-        down = sum_of(rows_of(across, window, part))
-        np.multiply(down, share[part[1]], out=y[part[0], :, part[1]].transpose(0, 2, 3, 1))
+        seen = seen_rows(window, part)
+        source, out = rows(x, (part[0], seen)), rows(y, part)
+        across = np.zeros((*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
+        for o, i in taps(window, 1):
+            across[:, :, o] += source[:, :, i]
+        out.fill(0)
+        for o, i in taps(window, 0, part[1], seen):
+            out[:, o] += across[:, i]
+        out *= share[part[1]]
 
     threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
 def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
-    (h, w), (kh, kw), _, (ph, pw), (oh, ow) = window
-    dx = empty_images(np, (*dy.shape[:2], h, w), dy.dtype)
+    n, c = dy.shape[:2]
+    dx = empty_images(np, (n, c, *window.input), dy.dtype)
     share = reciprocal_counts(window, count_padding, dy.dtype)
-    (sh, sw) = window.stride
-    height, width = max(h + ph, (oh - 1) * sh + kh), max(w + pw, (ow - 1) * sw + kw)
 
-    def block(part: Block) -> None:
-        spread = dy[part[0]].transpose(0, 2, 3, 1) * share
-        n, _, _, c = spread.shape
-        d_across = np.zeros((n, height, ow, c), dy.dtype)
-        for d_row in rows_of(d_across, window, (part[0], slice(0, oh))):
-            d_row += spread
-        d_band = np.zeros((n, height, width, c), dy.dtype)
-        for d_column in columns_of(d_band, window):
-            d_column += d_across
-        dx[part[0]].transpose(0, 2, 3, 1)[...] = d_band[:, ph : ph + h, pw : pw + w]
+    def block(parts: list[Block]) -> None:
+        rows(dx, (parts[0][0], slice(None)))[...] = 0
+        for part in parts:
+            seen = seen_rows(window, part)
+            spread = rows(dy, part) * share[part[1]]
+            d_across = np.zeros((len(spread), seen.stop - seen.start, window.output[1], c), dy.dtype)
+            for o, i in taps(window, 0, part[1], seen):
+                d_across[:, i] += spread[:, o]
+            target = rows(dx, (part[0], seen))
+            for o, i in taps(window, 1):
+                target[:, :, i] += d_across[:, :, o]
 
-    threads.each(block, image_blocks(len(dy), window, dy.itemsize * dy.shape[1] * h * w, BLOCK_BYTES))
+    threads.each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
     return dx
-
-
-def sum_of(taps: list[Array]) -> Array:
-    """The elementwise sum of all taps, in a new array."""
-    total = taps[0].copy()
-    for tap in taps[1:]:
-        total += tap
-    return total
 
 
 def reciprocal_counts(window: Window, count_padding: bool, dtype: np.dtype) -> Array:
@@ -262,15 +364,15 @@ def statistics(x: Array) -> tuple[Array, Array]:
 
     def block(i: int) -> None:
         # Sums of x − shift, not of x: Σx² − (Σx)²/n would lose the variance of a channel far from zero.
-        rows = matrix[parts[i]]
-        shift = column_sums(rows) / len(rows)
-        wide, (tiled,) = widen(rows, shift)
-        centred = wide - tiled
+        values = matrix[parts[i]]
+        shift = column_sums(values) / len(values)
+        wide, tiled = widen(values, repeated(shift))
+        centred = np.subtract(wide, tiled, out=empty(np, wide.shape, wide.dtype))
         first = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
         centred *= centred
         second = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
-        means[i] = shift + first / len(rows)
-        squares[i] = second - first * first / len(rows)
+        means[i] = shift + first / len(values)
+        squares[i] = second - first * first / len(values)
 
     threads.each(block, range(len(parts)))
     sizes = np.array([[part.stop - part.start] for part in parts], dtype=np.float64)
@@ -278,19 +380,18 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return mean, (squares + sizes * (means - mean) ** 2).sum(0) / len(matrix)
 
 
-def batch_norm(
-    x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool
-) -> Array:
-    scale, shift = scale_and_shift(mean, var, gamma, beta, eps)
+def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
+    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    zero = np.zeros_like(scale)  # in this form maximum is faster than with a plain 0
     y = empty_images(np, x.shape, x.dtype)
     source, target = pixels(x), pixels(y)
 
     def block(part: slice) -> None:
-        out, (s, t) = widen(target[part], scale, shift)
+        out, s, t, nothing = widen(target[part], scale, shift, zero)
         np.multiply(source[part].reshape(out.shape), s, out=out)
         out += t
         if relu:
-            np.maximum(out, 0, out=out)
+            np.maximum(out, nothing, out=out)
 
     threads.each(block, row_blocks(source))
     return y
@@ -300,8 +401,8 @@ def batch_norm_dx(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    scale, shift = scale_and_shift(mean, var, gamma, beta, eps)
-    centre = mean.astype(x.dtype)
+    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    centre = repeated(mean.astype(x.dtype))
     dx = empty_images(np, x.shape, x.dtype)
     source, upstream, target = pixels(x), pixels(dy), pixels(dx)
     c = source.shape[1]
@@ -310,33 +411,35 @@ def batch_norm_dx(
 
     def reduce(i: int) -> None:
         """dz, the gradient before the ReLU, into dx; Σ dz and Σ dz·(x − mean)."""
-        dz, (s, t, m) = widen(target[parts[i]], scale, shift, centre)
-        rows, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
+        dz, s, t, m = widen(target[parts[i]], scale, shift, centre)
+        values, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
+        product = empty(np, dz.shape, dz.dtype)
         if relu:
-            z = rows * s
+            z = np.multiply(values, s, out=product)
             z += t
-            np.multiply(up, z > 0, out=dz)
+            keep_where(up, z > 0, out=dz)
         else:
             dz[...] = up
-        product = rows - m
+        np.subtract(values, m, out=product)
         product *= dz
-        for total, values in zip(sums[:, i], (dz, product), strict=True):
-            total[...] = column_sums(values).reshape(-1, c).sum(0, dtype=np.float64)
+        for total, summands in zip(sums[:, i], (dz, product), strict=True):
+            total[...] = column_sums(summands).reshape(-1, c).sum(0, dtype=np.float64)
 
     threads.each(reduce, range(len(parts)))
     dbeta, dot = sums.sum(1)
+    dot += (mean.astype(x.dtype) - mean) * dbeta  # Σ dz·(x − mean) with the mean before it was rounded
     dgamma = dot / np.sqrt(var + eps)
     # dx = scale · (dz − mean(dz) − (x − mean) · mean(dz·(x − mean)) / (var + eps)), as dz·scale + x·slope + offset
     n = len(source) if through_statistics else np.inf
-    slope64 = -(gamma / np.sqrt(var + eps)) * dot / (n * (var + eps))
-    offset = (-(gamma / np.sqrt(var + eps)) * dbeta / n - slope64 * mean).astype(x.dtype)
-    slope = slope64.astype(x.dtype)
+    full = gamma / np.sqrt(var + eps)  # float64
+    by_x = -full * dot / (n * (var + eps))
+    slope, offset = (repeated(v.astype(x.dtype)) for v in (by_x, -full * dbeta / n - by_x * mean))
 
     def combine(part: slice) -> None:
-        dz, (s, a, b) = widen(target[part], scale, slope, offset)
+        dz, s, a, b = widen(target[part], scale, slope, offset)
         dz *= s
         if through_statistics:
-            linear = source[part].reshape(dz.shape) * a
+            linear = np.multiply(source[part].reshape(dz.shape), a, out=empty(np, dz.shape, dz.dtype))
             linear += b
             dz += linear
 
@@ -441,24 +544,26 @@ def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int = PA
     """
     rows, columns = size
     area = rows * columns
-    wanted = max(min(budget // bytes_per_pixel, n * area // 8), 64)  # pixels of one block
+    wanted = max(min(budget // bytes_per_pixel, n * area // 8), 256)  # pixels of one block
     if wanted >= area:
         return [(part, slice(0, rows)) for part in even(n, wanted // area)]
     bands = even(rows, max(wanted // columns, 1))
     return [(slice(i, i + 1), band) for i in range(n) for band in bands]
 
 
-def image_blocks(n: int, window: Window, bytes_per_image: int, budget: int = PATCH_BYTES) -> list[Block]:
-    """Blocks of whole images, for kernels whose bands would overlap in their result."""
-    wanted = min(budget // bytes_per_image, n // 8)
-    return [(part, slice(0, window.output[0])) for part in even(n, max(wanted, 1))]
+def by_image(parts: list[Block]) -> list[list[Block]]:
+    """Blocks of the same images together, for kernels whose bands overlap in their result."""
+    together: dict[int, list[Block]] = {}
+    for part in parts:
+        together.setdefault(part[0].start, []).append(part)
+    return list(together.values())
 
 
 def row_blocks(matrix: Array) -> list[slice]:
     """Cut the rows of a pixel matrix into blocks of about BLOCK_BYTES, a whole number of wide rows each."""
     n, c = matrix.shape
     grain = max(WIDE // c, 1)
-    wanted = max(min(BLOCK_BYTES // (c * matrix.itemsize), n // 8), 64)
+    wanted = max(min(BLOCK_BYTES // (c * matrix.itemsize), n // 8), 256)
     step = -(-wanted // grain) * grain
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
@@ -470,13 +575,19 @@ def even(n: int, most: int) -> list[slice]:
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def widen(matrix: Array, *vectors: Array) -> tuple[Array, list[Array]]:
-    """Several pixels of few channels seen as one long row, and per-channel vectors repeated to match."""
+def repeated(vector: Array) -> Array:
+    """A value per channel, repeated for so many pixels that a ufunc's inner loop gets long."""
+    return np.tile(vector, max(WIDE // len(vector), 1))
+
+
+def widen(matrix: Array, *vectors: Array) -> tuple[Array, ...]:
+    """Several pixels seen as one long row, with the `repeated` vectors; or, where the rows do not come out even or
+    are not contiguous, one pixel a row, and each vector once."""
     n, c = matrix.shape
-    repeat = max(WIDE // c, 1)
-    if repeat == 1 or n % repeat or not matrix.flags.c_contiguous:
-        return matrix, list(vectors)
-    return matrix.reshape(n // repeat, repeat * c), [np.tile(vector, repeat) for vector in vectors]
+    repeat = len(vectors[0]) // c
+    if n % repeat or not matrix.flags.c_contiguous:
+        return matrix, *(vector[:c] for vector in vectors)
+    return matrix.reshape(n // repeat, repeat * c), *vectors
 
 
 def column_sums(matrix: Array) -> Array:

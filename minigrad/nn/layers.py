@@ -34,7 +34,8 @@ class Conv2d(Module):
     ):
         self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
         self.padding = pair(padding, "padding")
-        _positive(self, in_channels=in_channels, out_channels=out_channels)
+        height, width = self.kernel_size
+        _positive(self, in_channels=in_channels, out_channels=out_channels, kernel_size=min(height, width))
         self.weight = new_parameter((out_channels, in_channels, *self.kernel_size))
         self.bias = new_parameter((out_channels,)) if bias else None
         _initialise(self.weight, self.bias)
@@ -75,7 +76,10 @@ class BatchNorm2d(Module):
         self.eps, self.momentum, self.relu = eps, momentum, relu
         self.gamma, self.beta = new_parameter((channels,)), new_parameter((channels,))
         xp = backend.default_module()
-        self.running_mean, self.running_var = Tensor(xp.zeros(channels, "float32")), Tensor(xp.ones(channels, "float32"))
+        self.running_mean, self.running_var = (
+            Tensor(xp.zeros(channels, "float32")),
+            Tensor(xp.ones(channels, "float32")),
+        )
         self.gamma.data[...], self.beta.data[...] = 1, 0
 
     def forward(self, x: Tensor) -> Tensor:

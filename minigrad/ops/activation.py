@@ -37,7 +37,9 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
     xp = array_module(x.data)
     mask = (uniform(key, x.shape, rows=rows, xp=xp) >= p).astype(x.dtype)
     mask *= 1 / (1 - p)
-    return record("dropout", elementwise(xp.multiply, x.data, mask), (x,), lambda dy: elementwise(xp.multiply, dy, mask))
+    return record(
+        "dropout", elementwise(xp.multiply, x.data, mask), (x,), lambda dy: elementwise(xp.multiply, dy, mask)
+    )
 
 
 def softmax(x: Tensor) -> Tensor:

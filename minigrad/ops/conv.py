@@ -36,6 +36,8 @@ def conv2d(
         raise ShapeError(f"conv2d got {got}, weight {weight.shape} wants {wants}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"conv2d got a bias of shape {bias.shape} for {weight.shape[0]} filters")
+    if x.size == 0:
+        raise ShapeError(f"conv2d got an empty input {x.shape}")
     window = Window.of(x.shape[2:], weight.shape[2:], stride, padding)
     # What backward needs is captured now, as arrays: it must not see what the tensors hold by then.
     images_in, filters, needs_dx = x.data, weight.data, x.needs_grad

@@ -51,7 +51,10 @@ def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:
     saves    nothing: backward hands each input its part of dy, as a view
     raises   ShapeError if the other sizes differ
     """
+    if not tensors:
+        raise ShapeError("concat got no tensors")
     tensors = operands("concat", *tensors)
+    axis %= tensors[0].ndim
     shapes = [tensor.shape for tensor in tensors]
     if any(s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes):
         raise ShapeError(f"concat along axis {axis} got shapes that differ elsewhere: {', '.join(map(str, shapes))}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad.backend import array_module, to_host
-from minigrad.errors import DtypeError, MinigradError, ShapeError
+from minigrad.errors import BackendError, DtypeError, MinigradError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.tensor import Tensor, record
@@ -21,6 +21,9 @@ def cross_entropy(logits: Tensor, labels: Array, *, label_smoothing: float = 0.0
     raises   ShapeError, DtypeError; MinigradError naming the row whose label is out of range
     source   label smoothing: Szegedy et al., arXiv:1512.00567, section 7
     """
+    if array_module(labels) is not array_module(logits.data):
+        here, there = array_module(logits.data).__name__, array_module(labels).__name__
+        raise BackendError(f"cross_entropy got logits of {here} and labels of {there}: move one to the other")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.shape[0] == 0:
         raise ShapeError(f"cross_entropy got logits {logits.shape} and labels {labels.shape}, wants (N, K) and (N,)")
     if labels.dtype.kind not in "iu":

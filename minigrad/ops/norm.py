@@ -63,9 +63,7 @@ def batch_norm(
     return record("batch_norm", y, (x, gamma, beta), backward)
 
 
-def local_response_norm(
-    x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
+def local_response_norm(x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """Divide each value by what its neighbouring channels do at the same pixel.
 
         y[c] = x[c] / (k + alpha/size · Σ_{c − ⌊size/2⌋ ≤ d ≤ c + ⌊(size−1)/2⌋} x[d]²)^beta      clipped at the ends
@@ -81,6 +79,4 @@ def local_response_norm(
         raise ShapeError(f"local_response_norm wants (N, C, H, W) and a size of at least 1, got {x.shape}, size {size}")
     images_in, module = x.data, kernels(x.data)
     y = module.lrn(images_in, size, alpha, beta, k)
-    return record(
-        "local_response_norm", y, (x,), lambda dy: module.lrn_dx(dy, images_in, size, alpha, beta, k)
-    )
+    return record("local_response_norm", y, (x,), lambda dy: module.lrn_dx(dy, images_in, size, alpha, beta, k))
