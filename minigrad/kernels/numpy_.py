@@ -20,7 +20,7 @@ from minigrad.layout import Array, Window, empty, empty_images, filter_matrix, p
 
 # Small enough for the cache, large enough that a call into NumPy takes longer than handing over the interpreter
 # lock between two threads, which every call does twice.
-PATCH_BYTES = 1 << 20  # the patches of one block
+PATCH_BYTES = 1 << 22  # the patches of one block
 BLOCK_BYTES = 1 << 20  # one operand of elementwise work
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
@@ -537,13 +537,14 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 # --- blocks
 
 
-def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int = PATCH_BYTES) -> list[Block]:
+def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int | None = None) -> list[Block]:
     """Cut n images of (rows, columns) into blocks within the budget: some whole images, or bands of one image.
 
     There are at least eight where the work is worth sharing, so that one image keeps several cores busy.
     """
     rows, columns = size
     area = rows * columns
+    budget = PATCH_BYTES if budget is None else budget
     wanted = max(min(budget // bytes_per_pixel, n * area // 8), 256)  # pixels of one block
     if wanted >= area:
         return [(part, slice(0, rows)) for part in even(n, wanted // area)]
