@@ -34,7 +34,7 @@ class Summary(NamedTuple):
     saved_bytes: int
 
     def __str__(self) -> str:
-        lines = [("layer", "kind", "output", "parameters", "multiply-adds", "kept for backward")]
+        lines: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "multiply-adds", "kept for backward")]
         for row in self.rows:
             shape = "×".join(map(str, row.output))
             lines.append((row.path, row.kind, shape, *(f"{n:,}" for n in row[3:])))

@@ -268,32 +268,37 @@ class Tensor:
 
 
 def operands(op: str, *values: Any) -> list[Tensor]:
-    """The operands of one op as tensors: plain numbers take the dtype and backend of the tensors among them.
-
-    Raises DtypeError where float32 meets float64, BackendError where host meets device, so that neither is
-    converted behind the user's back.
-    """
+    """The operands of arithmetic as tensors: plain numbers take the dtype and backend of the tensor among them."""
     model = next(value for value in values if isinstance(value, Tensor))
-    xp = array_module(model.data)
-    tensors = []
+    xp, tensors = array_module(model.data), []
     for value in values:
-        if not isinstance(value, Tensor):
-            if hasattr(value, "dtype") and np.ndim(value) > 0:
-                value = Tensor(value)
-            else:
-                value = Tensor(xp.asarray(value, dtype=model.dtype))
-        if array_module(value.data) is not xp:
-            here, there = (xp.__name__, array_module(value.data).__name__)
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif hasattr(value, "dtype") and np.ndim(value) > 0:
+            tensors.append(Tensor(value))
+        else:
+            tensors.append(Tensor(xp.asarray(value, dtype=model.dtype)))
+    check_alike(op, *tensors)
+    return tensors
+
+
+def check_alike(op: str, *tensors: Any) -> None:
+    """Raise DtypeError where an operand is no tensor or float32 meets float64, and BackendError where host meets
+    device: neither is converted behind the user's back."""
+    first = tensors[0]
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise DtypeError(f"{op} works on tensors, got {type(tensor).__name__}: wrap the array in minigrad.Tensor")
+        here, there = array_module(first.data).__name__, array_module(tensor.data).__name__
+        if here != there:
             raise BackendError(
-                f"{op} got an array of {here} {model.shape} and one of {there} {value.shape}: move one to the other"
+                f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: move one to the other"
             )
-        if value.dtype != model.dtype:
+        if tensor.dtype != first.dtype:
             raise DtypeError(
-                f"{op} got {model.dtype} {model.shape} and {value.dtype} {value.shape}: "
+                f"{op} got {first.dtype} {first.shape} and {tensor.dtype} {tensor.shape}: "
                 "convert the data of one with .astype"
             )
-        tensors.append(value)
-    return tensors
 
 
 def record(

@@ -187,7 +187,7 @@ class GoogLeNet(nn.Module):
                 x = layer(x)
             elif self.training:
                 heads.append(layer(x))
-        return GoogLeNetOutput(*heads, x) if heads else x
+        return GoogLeNetOutput._make((*heads, x)) if heads else x
 
 
 if __name__ == "__main__":

@@ -12,23 +12,33 @@ channels-last. The dtype (float32 or float64) of the input is the dtype of the o
 said. Inputs are left untouched. Results are deterministic: the same bits in every run, for any number of threads.
 Sizes have been checked by the op that calls.
 
-| kernel | returns | meaning |
-|---|---|---|
-| conv2d(x, weight, bias, window) | y (N, O, OH, OW) | cross-correlation; bias (O,) or None |
-| conv2d_dx(dy, weight, window) | dx (N, C, H, W) | its gradient with respect to x |
-| conv2d_dw(dy, x, window, with_bias) | dw (O, C, KH, KW), db (O,) or None | … weight and bias; dw has the memory (O, KH, KW, C) |
-| max_pool(x, window) | y (N, C, OH, OW) | padding is −∞ |
-| max_pool_dx(dy, x, y, window) | dx | dy goes to the window's first maximum in row-major order |
-| avg_pool(x, window, count_padding) | y (N, C, OH, OW) | sum of the cells inside the image over their number, or over the number of cells inside the padded image |
-| avg_pool_dx(dy, window, count_padding) | dx (N, C, H, W) | |
-| statistics(x) | mean (C,), var (C,), both float64 | over N, H, W; biased variance |
-| batch_norm(x, mean, var, gamma, beta, eps, relu) | y | (x − mean) / √(var + eps) · gamma + beta, then max(0, ·) if relu |
-| batch_norm_dx(dy, x, mean, var, gamma, beta, eps, relu, through_statistics) | dx, dgamma (C,), dbeta (C,) | mean and var are functions of x (training), or constants (evaluation) |
-| lrn(x, size, alpha, beta, k) | y | x / (k + alpha/size · Σ x²)^beta over `size` neighbouring channels |
-| lrn_dx(dy, x, size, alpha, beta, k) | dx | |
-| cross_entropy(logits, labels, smoothing) | losses (N,), dlogits (N, K) | per row; the gradient of each row's own loss |
-| concat(xs) | y (N, ΣC, H, W) | channels side by side |
-| add(a, b, out) | a + b | gradients that meet; written into `out` unless it is None |
+    conv2d(x, weight, bias, window) -> y
+        (N, O, OH, OW): cross-correlation; bias (O,) or None
+    conv2d_dx(dy, weight, window) -> dx
+    conv2d_dw(dy, x, window, with_bias) -> dw, db
+        dw (O, C, KH, KW) over the memory (O, KH, KW, C); db (O,) or None
+    max_pool(x, window) -> y
+        padding is −∞
+    max_pool_dx(dy, x, y, window) -> dx
+        dy goes to the window's first maximum in row-major order
+    avg_pool(x, window, count_padding) -> y
+        the sum of the cells inside the image over their number, or over the number inside the padded image
+    avg_pool_dx(dy, window, count_padding) -> dx
+    statistics(x) -> mean, var
+        over N, H, W; both (C,) and float64, the variance biased
+    batch_norm(x, mean, var, gamma, beta, eps, relu) -> y
+        (x − mean) / √(var + eps) · gamma + beta, then max(0, ·) if relu
+    batch_norm_dx(dy, x, mean, var, gamma, beta, eps, relu, through_statistics) -> dx, dgamma, dbeta
+        mean and var are functions of x (training) or constants (evaluation)
+    lrn(x, size, alpha, beta, k) -> y
+        x / (k + alpha/size · Σ x²)^beta over `size` neighbouring channels
+    lrn_dx(dy, x, size, alpha, beta, k) -> dx
+    cross_entropy(logits, labels, smoothing) -> losses, dlogits
+        (N,), and (N, K): the gradient of each row's own loss
+    concat(xs) -> y
+        channels side by side
+    add(a, b, out) -> a + b
+        gradients that meet; written into `out`, which may be a or b, unless it is None
 
 `window` is a `minigrad.layout.Window`.
 """

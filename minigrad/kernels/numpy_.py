@@ -10,6 +10,7 @@ the results are the same bits for any number of threads.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Callable
 
@@ -573,7 +574,7 @@ def even(n: int, most: int) -> list[slice]:
     """0 … n in as few parts of at most `most` as possible, of nearly equal size."""
     count = -(-n // most)
     ends = [n * i // count for i in range(count + 1)]
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def repeated(vector: Array) -> Array:

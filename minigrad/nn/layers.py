@@ -193,6 +193,9 @@ class Dropout(Module):
         self.rows: Array | None = None
         self._own_key, self._calls = Key(0).fold("dropout", next(self._made)), 0
 
+    def take_key(self, key: Key, rows: Array | None) -> None:
+        self.key, self.rows = key, rows
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x

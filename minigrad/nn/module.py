@@ -125,8 +125,10 @@ class Module:
         rows   (N,) or None: which picture of the data set each row of the batch is
         """
         for path, module in self.named_modules():
-            if hasattr(module, "key"):
-                module.key, module.rows = key.fold(path), rows
+            module.take_key(key.fold(path), rows)
+
+    def take_key(self, key: Key, rows: Array | None) -> None:
+        """Layers that draw random numbers override this."""
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

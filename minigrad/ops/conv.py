@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad.errors import ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, Window
-from minigrad.tensor import Tensor, operands, record
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def conv2d(
@@ -29,7 +29,7 @@ def conv2d(
     costs    N·O·OH·OW·C·KH·KW multiply-adds, twice that again in backward
     raises   ShapeError if the channels differ or no window fits
     """
-    operands("conv2d", x, weight, *([] if bias is None else [bias]))
+    check_alike("conv2d", x, weight, *([] if bias is None else [bias]))
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
         got = f"{x.shape[1]} channels" if x.ndim == 4 else f"an input of shape {x.shape}"
         wants = f"{weight.shape[1]} channels" if x.ndim == 4 and weight.ndim == 4 else "(N, C, H, W)"

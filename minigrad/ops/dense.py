@@ -8,7 +8,7 @@ from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, Window
-from minigrad.tensor import Tensor, operands, record
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     costs    N·C·K multiply-adds, twice that again in backward
     raises   ShapeError if the features differ
     """
-    operands("linear", x, weight, *([] if bias is None else [bias]))
+    check_alike("linear", x, weight, *([] if bias is None else [bias]))
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ShapeError(f"linear got an input of shape {x.shape}, weight {weight.shape} wants (N, {weight.shape[-1]})")
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -53,7 +53,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:
     """
     if not tensors:
         raise ShapeError("concat got no tensors")
-    tensors = operands("concat", *tensors)
+    check_alike("concat", *tensors)
     axis %= tensors[0].ndim
     shapes = [tensor.shape for tensor in tensors]
     if any(s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes):

@@ -6,7 +6,7 @@ from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
-from minigrad.tensor import Tensor, operands, record
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def batch_norm(
@@ -37,7 +37,7 @@ def batch_norm(
     raises       ShapeError if the channels differ, or a channel has one value only in training
     source       Ioffe, Szegedy: Batch normalization, arXiv:1502.03167, algorithms 1 and 2
     """
-    operands("batch_norm", x, gamma, beta)
+    check_alike("batch_norm", x, gamma, beta)
     if x.ndim != 4 or not (x.shape[1:2] == gamma.shape == beta.shape == running_mean.shape == running_var.shape):
         raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, C, H, W)")
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
