@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -67,7 +69,7 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
         dx[parts[0][0]].transpose(0, 2, 3, 1)[...] = 0
         for part in parts:
             upstream = pixels(dy[part[0], :, part[1]])
-            patches = empty(np, (len(upstream), filters.shape[1]), dy.dtype)  # (pixels, KH·KW·C)
+            patches = scratch("patches", (len(upstream), filters.shape[1]), dy.dtype)  # (pixels, KH·KW·C)
             product(upstream, filters, patches)
             add_inside(dx, col2im(patches, window, part), window, part)
 
@@ -133,14 +135,14 @@ def im2col(x: Array, window: Window, part: Block) -> Array:
     if window.is_pointwise:
         return pixels(x[part[0], :, part[1]])
     (kh, kw), (sh, sw) = window.kernel, window.stride
-    band = padded(x, window, part, 0.0)  # (images, rows, columns, C)
+    band = padded(x, window, part)  # (images, rows, columns, C)
     n, _, _, c = band.shape
     count, ow = part[1].stop - part[1].start, window.output[1]
     image, row, column, channel = band.strides
     # Output pixel (i, j) of image n is the window of the band at n, i·sh, j·sw.
     shape, strides = (n, count, ow, kh, kw, c), (image, row * sh, column * sw, row, column, channel)
     windows: Array = np.ndarray(shape, band.dtype, band, 0, strides)  # as_strided, without its overhead
-    patches = empty(np, shape, band.dtype)
+    patches = scratch("patches", shape, band.dtype)
     np.copyto(patches, windows)
     return patches.reshape(n * count * ow, kh * kw * c)
 
@@ -157,15 +159,16 @@ def col2im(patches: Array, window: Window, part: Block) -> Array:
     return band
 
 
-def padded(x: Array, window: Window, part: Block, fill: float) -> Array:
-    """The input rows that a block's windows see, with their padding: (images, rows, columns, C), C contiguous."""
+def padded(x: Array, window: Window, part: Block) -> Array:
+    """The input rows that a block's windows see, zeros around them: (images, rows, columns, C), C contiguous."""
     source = x[part[0]].transpose(0, 2, 3, 1)
     height, width = padded_size(window, part)
     seen, there = inside(window, part)
     if there == (slice(0, height), slice(0, width)) and source[:, *seen].flags.c_contiguous:
         return source[:, *seen]
-    band = empty(np, (len(source), height, width, source.shape[3]), x.dtype)
-    band.fill(fill)
+    band = scratch("band", (len(source), height, width, source.shape[3]), x.dtype)
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in there)
+    band[:, :top], band[:, bottom:], band[:, :, :left], band[:, :, right:] = 0, 0, 0, 0
     band[:, *there] = source[:, *seen]
     return band
 
@@ -216,7 +219,8 @@ def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
         rows(dx, (parts[0][0], slice(None)))[...] = 0
         for part in parts:  # bands of the same images: where their windows overlap, the gradients add up
             across, seen = max_across(x, window, part)
-            d_across = zeros_like(across)
+            d_across = scratch("d_across", across.shape, x.dtype)
+            d_across.fill(0)
             down = taps(window, 0, part[1], seen)
             to_first_maximum(rows(dy, part), rows(y, part), across, d_across, [((s, o), (s, i)) for o, i in down])
             source, target = (rows(a, (part[0], seen)) for a in (x, dx))
@@ -261,7 +265,7 @@ def max_across(x: Array, window: Window, part: Block) -> tuple[Array, slice]:
     """The maximum over the kernel's columns, for the input rows that a band sees; and which rows these are."""
     seen = seen_rows(window, part)
     source = rows(x, (part[0], seen))
-    across = empty(np, (*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
+    across = scratch("across", (*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
     across.fill(-np.inf)
     for o, i in taps(window, 1):
         np.maximum(across[:, :, o], source[:, :, i], out=across[:, :, o])
@@ -277,9 +281,9 @@ def max_down(across: Array, seen: slice, window: Window, part: Block, out: Array
 
 def to_first_maximum(upstream: Array, peak: Array, source: Array, target: Array, cells: list) -> None:
     """Add `upstream` to `target` where `source` has the first maximum, cell by cell of the kernel."""
-    left = empty(np, upstream.shape, upstream.dtype)
+    left = scratch("left", upstream.shape, upstream.dtype)
     np.copyto(left, upstream)
-    bits, taken = left.view(integer_of(left)), empty(np, upstream.shape, upstream.dtype)
+    bits, taken = left.view(integer_of(left)), scratch("taken", upstream.shape, upstream.dtype)
     for o, i in cells:
         keep_where(left[o], source[i] == peak[o], out=taken[o])
         target[i] += taken[o]
@@ -289,7 +293,7 @@ def to_first_maximum(upstream: Array, peak: Array, source: Array, target: Array,
 def keep_where(values: Array, condition: Array, out: Array) -> None:
     """`values` where the condition holds, else +0. As bits and a mask: several times faster than np.where, and
     infinities do not turn into NaN as in a product with 0."""
-    mask = empty(np, condition.shape, integer_of(values))
+    mask = scratch("mask", condition.shape, integer_of(values))
     np.negative(condition.view(np.int8), out=mask, casting="unsafe")  # 0 or all ones
     np.bitwise_and(values.view(mask.dtype), mask, out=out.view(mask.dtype))
 
@@ -297,12 +301,6 @@ def keep_where(values: Array, condition: Array, out: Array) -> None:
 def integer_of(array: Array) -> np.dtype:
     """The signed integer type as wide as the array's floats."""
     return np.dtype(f"i{array.itemsize}")
-
-
-def zeros_like(array: Array) -> Array:
-    zeros = empty(np, array.shape, array.dtype)
-    zeros.fill(0)
-    return zeros
 
 
 def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
@@ -368,7 +366,7 @@ def statistics(x: Array) -> tuple[Array, Array]:
         values = matrix[parts[i]]
         shift = column_sums(values) / len(values)
         wide, tiled = widen(values, repeated(shift))
-        centred = np.subtract(wide, tiled, out=empty(np, wide.shape, wide.dtype))
+        centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
         first = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
         centred *= centred
         second = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
@@ -414,7 +412,7 @@ def batch_norm_dx(
         """dz, the gradient before the ReLU, into dx; Σ dz and Σ dz·(x − mean)."""
         dz, s, t, m = widen(target[parts[i]], scale, shift, centre)
         values, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
-        product = empty(np, dz.shape, dz.dtype)
+        product = scratch("product", dz.shape, dz.dtype)
         if relu:
             z = np.multiply(values, s, out=product)
             z += t
@@ -440,7 +438,7 @@ def batch_norm_dx(
         dz, s, a, b = widen(target[part], scale, slope, offset)
         dz *= s
         if through_statistics:
-            linear = np.multiply(source[part].reshape(dz.shape), a, out=empty(np, dz.shape, dz.dtype))
+            linear = np.multiply(source[part].reshape(dz.shape), a, out=scratch("linear", dz.shape, dz.dtype))
             linear += b
             dz += linear
 
@@ -598,6 +596,18 @@ def column_sums(matrix: Array) -> Array:
 
 
 # --- memory
+
+_memory = threading.local()
+
+
+def scratch(purpose: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """A thread's own working memory for one purpose, uninitialised: still in the cache from the block before."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer: Array | None = getattr(_memory, purpose, None)
+    if buffer is None or buffer.size < size:
+        buffer = empty(np, (size,), np.uint8)
+        setattr(_memory, purpose, buffer)
+    return np.ndarray(shape, dtype, buffer)
 
 
 def _keep_memory() -> None:

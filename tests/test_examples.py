@@ -1,0 +1,388 @@
+"""The two programs, as a user runs them: what they print, what they write, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from test_data import NAMES, write_binary, write_python
+
+from inception.data import DataError, load_cifar10, normalise, read_picture
+from inception.models import create_model
+from inception.training import to_tensor
+from inception.weights import load_model, load_weights, save_weights
+from minigrad import backend, no_grad, num_threads, set_num_threads
+from minigrad.backend import to_host
+
+ROOT = Path(__file__).parents[1]
+run_module = importlib.import_module("inception.training.run")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Program = Callable[..., Outcome]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Program]:
+    """Run an example's main() here, in an empty folder; what it sets for the whole process is put back."""
+    threads, before = num_threads(), backend.backend()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(name: str, *arguments: Any) -> Outcome:
+        main = runpy.run_path(str(ROOT / "examples" / name), run_name="example")["main"]
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            code = main()
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return Outcome(code, *capfd.readouterr())
+
+    yield call
+    backend.set_backend(before)
+    set_num_threads(threads)
+
+
+def sentence(outcome: Outcome) -> str:
+    """The program must have failed with one line of explanation; argparse prints its usage before it."""
+    assert outcome.code in (1, 2)
+    assert "Traceback" not in outcome.err
+    *usage, last = outcome.err.strip().splitlines()
+    assert "error: " in last
+    assert not usage or usage[0].startswith("usage: ")
+    return last.partition("error: ")[2]
+
+
+def run_alone(name: str, *arguments: Any, **environment: str) -> Outcome:
+    """Run an example as a program of its own."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIGRAD_NUM_THREADS": "1", "MINIGRAD_BACKEND": "numpy"}
+    command = [sys.executable, "-W", "error", ROOT / "examples" / name, *map(str, arguments)]
+    done = subprocess.run(command, env=variables | environment, capture_output=True, timeout=120)
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_binary(tmp_path_factory.mktemp("cifar"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as train_cifar.py writes it, of a model that has learnt nothing."""
+    path = tmp_path_factory.mktemp("weights") / "w.npz"
+    about = {
+        "model": "googlenet_small",
+        "options": {"num_classes": 10, "aux_logits": False},
+        "classes": NAMES,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.25, 0.3],
+        "size": [32, 32],
+    }
+    save_weights(path, create_model("googlenet_small", seed=4), about)
+    return path
+
+
+# ---- train_cifar.py ----
+
+
+def test_training_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "w.npz"
+    options = ["--epochs", 1, "--batch-size", 16, "--weights", path]
+    outcome = run_alone("train_cifar.py", "--data", cifar, *options)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert any("googlenet_small" in line and "10 classes" in line for line in lines)
+    assert any("35 pictures for training, 7 for evaluation" in line for line in lines)
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1"]
+    assert "test accuracy" in lines[-1]
+    assert str(path) in lines[-1]
+    _, about = load_model(path)
+    assert about["classes"] == NAMES
+    assert about["size"] == [32, 32]
+
+
+def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_path: Path) -> None:
+    """Nothing is printed, and the file is at its default place, below the working directory."""
+    write_python(tmp_path / "python")
+    options = "--aux --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy --threads 1 --quiet"
+    assert program("train_cifar.py", "--data", tmp_path / "python", *options.split()) == (0, "", "")
+    arrays, about = load_weights(Path("runs/weights.npz"))
+    assert about["options"] == {"num_classes": 10, "aux_logits": True}
+    assert all(np.isfinite(value).all() for value in arrays.values())
+    assert os.listdir("runs") == ["weights.npz"]
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "batch_size"), [("shapes", 1, 64), ("a directory", 4, 128)], ids=["shapes", "cifar"]
+)
+def test_the_defaults_are_those_of_the_help(
+    monkeypatch: pytest.MonkeyPatch, program: Program, data: str, epochs: int, batch_size: int
+) -> None:
+    """Every option reaches the run, and is left out at its default."""
+    seen: list[Any] = []
+    monkeypatch.setattr("inception.training.run", seen.append)
+    assert program("train_cifar.py", "--data", data).code == 0
+    (options,) = seen
+    assert (options.data, options.recipe.epochs, options.recipe.batch_size) == (data, epochs, batch_size)
+    assert options.aux_logits is None
+    assert options.validation == 0
+    assert not options.quiet
+
+    given = (
+        "--model googlenet_bn --aux --epochs 9 --batch-size 7 --lr 0.25 --seed 5 --validation 0.5 --weights w --quiet"
+    )
+    assert program("train_cifar.py", *given.split()).code == 0
+    options = seen[1]
+    recipe = options.recipe
+    assert (options.data, options.model, options.aux_logits) == ("shapes", "googlenet_bn", True)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.seed) == (9, 7, 0.25, 5)
+    assert (options.validation, options.weights, options.quiet) == (0.5, Path("w"), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--threads 0", "threads"),
+        ("--threads -2", "threads"),
+        ("--threads two", "threads"),
+        ("--epochs 0", "epochs"),
+        ("--epochs -1", "epochs"),
+        ("--batch-size 0", "batch[ _-]size"),
+        ("--batch-size -8", "batch[ _-]size"),
+        ("--batch-size 36", "35 training pictures do not fill a batch of 36"),
+        ("--lr nan", "lr"),
+        ("--lr -1", "lr"),
+        ("--lr inf", "lr"),
+        ("--validation 1.5", "validation"),
+        ("--validation -0.5", "validation"),
+        ("--validation 0.001", "validation"),
+        ("--validation nan", "validation"),
+        ("--model vgg16", "vgg16"),
+        ("--model googlenet", "224"),
+        ("--backend jax", "jax"),
+    ],
+)
+def test_an_option_out_of_range(program: Program, cifar: Path, arguments: str, words: str) -> None:
+    options = ["--data", cifar, "--epochs", 1, "--batch-size", 16, *arguments.split()]
+    message = sentence(program("train_cifar.py", *options, "--quiet"))
+    assert re.search(words, message), message
+    assert not Path("runs/weights.npz").exists()
+
+
+def test_data_that_is_not_there(program: Program, tmp_path: Path) -> None:
+    assert "nowhere" in sentence(program("train_cifar.py", "--data", "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in sentence(program("train_cifar.py", "--data", tmp_path / "empty"))
+    (tmp_path / "file").write_text("no directory")
+    assert str(tmp_path / "file") in sentence(program("train_cifar.py", "--data", tmp_path / "file"))
+
+
+def test_damaged_data(program: Program, tmp_path: Path) -> None:
+    write_binary(tmp_path / "cifar")
+    bad = tmp_path / "cifar" / "data_batch_3.bin"
+    bad.write_bytes(bad.read_bytes()[:-5])
+    assert str(bad) in sentence(program("train_cifar.py", "--data", tmp_path / "cifar"))
+
+
+def test_cupy_where_there_is_none(monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it fails, whether it is installed or not
+    outcome = program("train_cifar.py", "--data", cifar, "--backend", "cupy")
+    assert "CuPy is not installed: pip install" in sentence(outcome)
+    assert outcome.code == 1
+
+
+@pytest.mark.parametrize("place", ["a directory", "below a file"])
+def test_weights_that_cannot_be_written_fail_before_training(
+    monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path, tmp_path: Path, place: str
+) -> None:
+    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / "file").touch()
+    path = tmp_path if place == "a directory" else tmp_path / "file" / "w.npz"
+    before = sorted(os.listdir(tmp_path))
+    message = sentence(program("train_cifar.py", "--data", cifar, "--batch-size", 16, "--weights", path))
+    assert str(path) in message
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+# ---- predict.py ----
+
+
+def save_pictures(folder: Path) -> list[Path]:
+    """One picture of each kind, none of them 32×32."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+
+    def values(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
+        return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+    colour = image.fromarray(values(40, 50, 3))
+    pictures = {
+        "01 grey.png": image.fromarray(values(20, 30)),
+        "02 palette.png": colour.quantize(16),
+        "03 transparent.png": image.fromarray(values(33, 31, 4)),
+        "04 grey and transparent.png": image.fromarray(values(33, 31, 2)),
+        "05 cmyk.jpg": colour.convert("CMYK"),
+        "06 16 bit.png": image.fromarray(values(32, 64, dtype=np.uint16)),
+        "07 one pixel.png": image.fromarray(values(1, 1, 3)),
+        "08 one bit.PNG": colour.convert("1"),
+        "09 a line.bmp": image.fromarray(values(1, 300, 3)),
+        "10 ünïcode.webp": colour,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / name)
+    palette = colour.quantize(4)
+    palette.save(folder / "11 transparent palette.png", transparency=b"\x00\x80\xff\xff")
+    return [*(folder / name for name in pictures), folder / "11 transparent palette.png"]
+
+
+def test_pictures_of_every_kind(program: Program, weights: Path, tmp_path: Path) -> None:
+    """A directory and what is below it, in order of names; what is no picture in it is passed over."""
+    paths = save_pictures(tmp_path / "pictures" / "below")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    outcome = program("predict.py", weights, tmp_path / "pictures", "--top", 10)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [str(path) for path in paths]
+    assert len(lines) == 11 * len(paths)
+    for i in range(len(paths)):
+        chances = [float(line.split("%")[0]) for line in lines[11 * i + 1 : 11 * i + 11]]
+        assert chances == sorted(chances, reverse=True)
+        assert sum(chances) == pytest.approx(100, abs=1)
+        assert sorted(line.split()[-1] for line in lines[11 * i + 1 : 11 * i + 11]) == sorted(NAMES)
+
+
+def test_the_prediction_is_the_models(program: Program, weights: Path, cifar: Path, tmp_path: Path) -> None:
+    """A picture of the data set gives what the model says of it, and three classes if nothing else is asked for."""
+    image = pytest.importorskip("PIL.Image")
+    picture = load_cifar10(cifar)[1].images[2]
+    image.fromarray(picture).save(tmp_path / "p.png")
+    model, about = load_model(weights)
+    with no_grad():
+        logits = model(to_tensor(normalise(picture[None], np.array(about["mean"]), np.array(about["std"]))))
+    best = to_host(logits.data)[0].argsort()[::-1][:3]
+    lines = program("predict.py", weights, tmp_path / "p.png").out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == [NAMES[k] for k in best]
+
+
+def test_unreadable_pictures_are_named_and_skipped(program: Program, weights: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    good, cut, text, missing = (tmp_path / name for name in ("good.png", "cut.png", "text.png", "missing.png"))
+    image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(good)
+    cut.write_bytes(good.read_bytes()[:2000])
+    text.write_text("not a picture at all")
+    outcome = program("predict.py", weights, cut, text, missing, good, "--top", 1)
+    assert outcome.code == 1
+    errors = outcome.err.splitlines()
+    assert len(errors) == 3
+    assert all(f"error: {path}: " in line for path, line in zip((cut, text, missing), errors, strict=True))
+    assert len(outcome.out.splitlines()) == 2
+    assert outcome.out.startswith(f"{good}\n")
+
+
+def test_a_picture_cut_short_anywhere(tmp_path: Path) -> None:
+    """Whatever the decoder raises becomes a sentence; a lost end without pixels in it may pass."""
+    image = pytest.importorskip("PIL.Image")
+    colour = image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    for suffix in ("png", "jpg", "gif", "bmp", "webp", "ppm"):
+        content = io.BytesIO()
+        colour.save(content, {"jpg": "jpeg"}.get(suffix, suffix))
+        path, whole = tmp_path / f"p.{suffix}", content.getvalue()
+        refused = 0
+        for end in range(0, len(whole), 3):
+            path.write_bytes(whole[:end])
+            try:
+                assert read_picture(path, (4, 4)).shape == (4, 4, 3)
+            except DataError as error:
+                refused += str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            except Exception as error:
+                raise AssertionError(f"{suffix} cut after {end} bytes: {type(error).__name__}: {error}") from error
+        assert refused > 0.2 * len(whole) / 3, suffix
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    """257·v is v in 16 bits. The scale is the format's: a dark picture must not come out bright."""
+    image = pytest.importorskip("PIL.Image")
+    grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    image.fromarray(grey).save(tmp_path / "8.png")
+    image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "16.png", (10, 10)), read_picture(tmp_path / "8.png", (10, 10))
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_black(tmp_path: Path, mode: str) -> None:
+    """As read_picture says. The colour under full transparency is not to be seen."""
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "p.png"
+    if mode == "P":
+        palette = image.new("P", (8, 8), 0)
+        palette.putpalette([250, 200, 150, 1, 2, 3])
+        palette.save(path, transparency=b"\x00\xff")
+    else:
+        image.new(mode, (8, 8), (250, 200, 150, 0) if mode == "RGBA" else (250, 0)).save(path)
+    assert not read_picture(path, (8, 8)).any()
+
+
+def test_a_directory_without_pictures(program: Program, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    outcome = program("predict.py", weights, tmp_path / "empty")
+    assert str(tmp_path / "empty") in sentence(outcome)
+    assert outcome.code == 1
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "many"])
+def test_a_number_of_classes_that_makes_no_sense(program: Program, weights: Path, top: str) -> None:
+    assert "top" in sentence(program("predict.py", weights, weights, "--top", top))
+
+
+def test_weights_that_are_none(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("text.npz", "missing.npz"):
+        assert str(tmp_path / name) in sentence(program("predict.py", tmp_path / name, tmp_path / "p.png"))
+
+
+@pytest.mark.parametrize("lost", ["size", "mean", "std", "classes"])
+def test_weights_that_do_not_say_how_to_prepare_pictures(
+    program: Program, weights: Path, tmp_path: Path, lost: str
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    model, about = load_model(weights)
+    del about[lost]
+    save_weights(tmp_path / "w.npz", model, about)
+    message = sentence(program("predict.py", tmp_path / "w.npz", tmp_path / "p.png"))
+    assert str(tmp_path / "w.npz") in message
+    assert lost in message
+
+
+def test_without_pillow(monkeypatch: pytest.MonkeyPatch, program: Program, weights: Path, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    message = sentence(program("predict.py", weights, tmp_path / "p.png"))
+    assert "pip install" in message
+
+
+def test_a_terminal_that_knows_ascii_only(weights: Path, tmp_path: Path) -> None:
+    """As a program of its own, as into a file on Windows: the bars must not end it."""
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (32, 32), "white").save(tmp_path / "p.png")
+    outcome = run_alone("predict.py", weights, tmp_path / "p.png", PYTHONIOENCODING="ascii")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.out.splitlines()) == 4
