@@ -203,30 +203,41 @@ def max_pool(x: Array, window: Window) -> Array:
     y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
 
     def block(part: Block) -> None:
-        across, seen = max_across(x, window, part)
-        max_down(across, seen, window, part, out=rows(y, part))
+        # The maximum across the columns, then down the rows.
+        seen = seen_rows(window, part)
+        source, out = rows(x, (part[0], seen)), rows(y, part)
+        across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
+        across.fill(-np.inf)
+        for o, i in taps(window, 1):
+            np.maximum(across[:, :, o], source[:, :, i], out=across[:, :, o])
+        out.fill(-np.inf)
+        for o, i in taps(window, 0, part[1], seen):
+            np.maximum(out[:, o], across[:, i], out=out[:, o])
 
     threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
 def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
-    # The maximum across the columns, then down the rows; dy goes back the same way, to the first maximum of each
-    # line. That is the window's first maximum in row-major order.
     dx = empty_images(np, x.shape, x.dtype)
+    s, columns = slice(None), taps(window, 1)
+    columns = [((s, s, o), (s, s, i)) for o, i in columns]
 
     def block(parts: list[Block]) -> None:
-        rows(dx, (parts[0][0], slice(None)))[...] = 0
+        rows(dx, (parts[0][0], s))[...] = 0
         for part in parts:  # bands of the same images: where their windows overlap, the gradients add up
-            across, seen = max_across(x, window, part)
-            d_across = scratch("d_across", across.shape, x.dtype)
+            # dy goes back the way the maximum came, down the rows, then across the columns, each time to the first
+            # maximum of a line. That is the window's first maximum in row-major order.
+            seen = seen_rows(window, part)
+            source, target, upstream = rows(x, (part[0], seen)), rows(dx, (part[0], seen)), rows(dy, part)
+            down = [((s, o), (s, i)) for o, i in taps(window, 0, part[1], seen)]
+            across = maxima_so_far("across", source, columns, (*source.shape[:2], *upstream.shape[2:]))
+            below = maxima_so_far("below", across[-1], down, upstream.shape)
+            d_across = scratch("d_across", across[-1].shape, x.dtype)
             d_across.fill(0)
-            down = taps(window, 0, part[1], seen)
-            to_first_maximum(rows(dy, part), rows(y, part), across, d_across, [((s, o), (s, i)) for o, i in down])
-            source, target = (rows(a, (part[0], seen)) for a in (x, dx))
-            to_first_maximum(d_across, across, source, target, [((s, s, o), (s, s, i)) for o, i in columns])
+            to_first_maximum(upstream, below, across[-1], d_across, down)
+            to_first_maximum(d_across, across, source, target, columns)
 
-    s, columns = slice(None), taps(window, 1)
     threads.each(block, by_image(blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES)))
     return dx
 
@@ -261,40 +272,43 @@ def seen_rows(window: Window, part: Block) -> slice:
     return slice(max(top, 0), min(bottom, window.input[0]))
 
 
-def max_across(x: Array, window: Window, part: Block) -> tuple[Array, slice]:
-    """The maximum over the kernel's columns, for the input rows that a band sees; and which rows these are."""
-    seen = seen_rows(window, part)
-    source = rows(x, (part[0], seen))
-    across = scratch("across", (*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
-    across.fill(-np.inf)
-    for o, i in taps(window, 1):
-        np.maximum(across[:, :, o], source[:, :, i], out=across[:, :, o])
-    return across, seen
+def maxima_so_far(purpose: str, source: Array, cells: list, shape: tuple[int, ...]) -> list[Array]:
+    """The maximum over the first cell of the kernel, the first two, …; NaN where none of them is in the image."""
+    found: list[Array] = []
+    for v, (o, i) in enumerate(cells):
+        best = scratch(f"{purpose}{v}", shape, source.dtype)
+        if found:
+            np.fmax(found[-1][o], source[i], out=best[o])
+        else:
+            np.copyto(best[o], source[i])
+        *before, last = o
+        for outside in ((*before, slice(0, last.start)), (*before, slice(last.stop, None))):
+            best[outside] = found[-1][outside] if found else np.nan
+        found.append(best)
+    return found
 
 
-def max_down(across: Array, seen: slice, window: Window, part: Block, out: Array) -> None:
-    """The maximum over the kernel's rows."""
-    out.fill(-np.inf)
-    for o, i in taps(window, 0, part[1], seen):
-        np.maximum(out[:, o], across[:, i], out=out[:, o])
+def to_first_maximum(upstream: Array, so_far: list[Array], source: Array, target: Array, cells: list) -> None:
+    """Add `upstream` to `target` where `source` has the first maximum over the cells of the kernel.
 
-
-def to_first_maximum(upstream: Array, peak: Array, source: Array, target: Array, cells: list) -> None:
-    """Add `upstream` to `target` where `source` has the first maximum, cell by cell of the kernel."""
+    From the last cell to the first: it has the first maximum unless the maximum of those before it is as large.
+    """
     left = scratch("left", upstream.shape, upstream.dtype)
     np.copyto(left, upstream)
     bits, taken = left.view(integer_of(left)), scratch("taken", upstream.shape, upstream.dtype)
-    for o, i in cells:
-        keep_where(left[o], source[i] == peak[o], out=taken[o])
+    for (o, i), before in zip(cells[:0:-1], so_far[-2::-1], strict=True):
+        drop_where(left[o], source[i] <= before[o], out=taken[o])
         target[i] += taken[o]
         bits[o] ^= taken[o].view(bits.dtype)  # zero where it has been taken, untouched elsewhere
+    o, i = cells[0]
+    target[i] += left[o]
 
 
-def keep_where(values: Array, condition: Array, out: Array) -> None:
-    """`values` where the condition holds, else +0. As bits and a mask: several times faster than np.where, and
+def drop_where(values: Array, condition: Array, out: Array) -> None:
+    """+0 where the condition holds, else `values`. As bits and a mask: several times faster than np.where, and
     infinities do not turn into NaN as in a product with 0."""
     mask = scratch("mask", condition.shape, integer_of(values))
-    np.negative(condition.view(np.int8), out=mask, casting="unsafe")  # 0 or all ones
+    np.subtract(condition.view(np.int8), np.int8(1), out=mask, casting="unsafe")  # all ones, or 0 where it holds
     np.bitwise_and(values.view(mask.dtype), mask, out=out.view(mask.dtype))
 
 
@@ -416,7 +430,7 @@ def batch_norm_dx(
         if relu:
             z = np.multiply(values, s, out=product)
             z += t
-            keep_where(up, z > 0, out=dz)
+            drop_where(up, z <= 0, out=dz)
         else:
             dz[...] = up
         np.subtract(values, m, out=product)
