@@ -415,6 +415,7 @@ def batch_norm_dx(
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    threshold = -shift  # x·scale + shift ≤ 0 where x·scale ≤ threshold, exactly
     centre = repeated(mean.astype(x.dtype))
     dx = empty_images(np, x.shape, x.dtype)
     source, upstream, target = pixels(x), pixels(dy), pixels(dx)
@@ -424,13 +425,11 @@ def batch_norm_dx(
 
     def reduce(i: int) -> None:
         """dz, the gradient before the ReLU, into dx; Σ dz and Σ dz·(x − mean)."""
-        dz, s, t, m = widen(target[parts[i]], scale, shift, centre)
+        dz, s, edge, m = widen(target[parts[i]], scale, threshold, centre)
         values, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
         product = scratch("product", dz.shape, dz.dtype)
         if relu:
-            z = np.multiply(values, s, out=product)
-            z += t
-            drop_where(up, z <= 0, out=dz)
+            drop_where(up, np.multiply(values, s, out=product) <= edge, out=dz)
         else:
             dz[...] = up
         np.subtract(values, m, out=product)
