@@ -24,6 +24,10 @@ def main() -> int:
     parser.add_argument("pictures", type=Path, nargs="+", help="picture files, or directories of them")
     parser.add_argument("--top", type=int, default=3, help="classes to print (default: %(default)s)")
     args = parser.parse_args()
+    if args.top < 1:
+        parser.error(f"--top must be at least 1, got {args.top}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # the bars, and names, where the output is not in UTF-8
     unreadable = 0
     try:
         model, about = load_model(args.weights)

@@ -34,21 +34,21 @@ def main() -> int:
     args = parser.parse_args()
 
     small = args.data == "shapes"
-    recipe = Recipe(
-        epochs=args.epochs or (1 if small else 4),
-        batch_size=args.batch_size or (64 if small else 128),
-        lr=args.lr,
-        seed=args.seed,
-    )
+    epochs = (1 if small else 4) if args.epochs is None else args.epochs
+    batch_size = (64 if small else 128) if args.batch_size is None else args.batch_size
     try:
+        recipe = Recipe(epochs, batch_size, args.lr, seed=args.seed)
         if args.backend:
             minigrad.set_backend(args.backend)
-        if args.threads:
+        if args.threads is not None:
             minigrad.set_num_threads(args.threads)
         run(Run(args.data, args.model, args.aux or None, args.validation, args.weights, recipe, args.quiet))
     except (MinigradError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped: nothing was saved", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,7 +63,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     Raises DataError if one of them would be empty.
     """
     n = len(dataset)
-    aside = round(n * fraction)
+    aside = round(n * fraction) if math.isfinite(fraction) else 0
     if not 0 < aside < n:
         raise DataError(
             f"{dataset.name}: a validation fraction of {fraction} puts {aside} of {n} pictures aside: "

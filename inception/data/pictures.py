@@ -25,8 +25,11 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as file:
             picture: Image.Image = file
             if picture.mode.startswith("I"):  # 16 bit: Pillow would clip, not scale
-                values = np.asarray(picture, dtype=np.float64)
-                picture = Image.fromarray((values / max(values.max(), 255.0) * 255).astype(np.uint8))
+                values = np.asarray(picture, dtype=np.float64) / 257
+                picture = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+            elif picture.has_transparency_data:  # convert("RGB") would show the colours under the transparency
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
             picture = ImageOps.exif_transpose(picture).convert("RGB")
             fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
             return np.asarray(fitted, dtype=np.uint8)

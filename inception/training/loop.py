@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from inception.data import Batch, Loader
 from minigrad import Tensor, backend, no_grad, ops, optim, schedule
+from minigrad.errors import MinigradError
 from minigrad.layout import Array, images, pixels
 from minigrad.nn import Module
 from minigrad.random import Key
@@ -35,6 +37,12 @@ class Recipe:
     label_smoothing: float = 0.0
     head_weight: float = 0.3  # of each auxiliary head's loss (arXiv:1409.4842, section 5)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("weight_decay", 0)):
+            value = getattr(self, name)
+            if not lowest <= value < math.inf:  # NaN fails too
+                raise MinigradError(f"{name} must be at least {lowest} and finite, got {value}")
 
 
 class Evaluation(NamedTuple):
@@ -148,8 +156,9 @@ def evaluate(model: Module, loader: Loader, *, quiet: bool = False) -> Evaluatio
 def predictions(model: Module, loader: Loader) -> Iterator[tuple[Batch, Array]]:
     """Each batch of the loader with the model's logits (N, K), without recording a graph."""
     for batch in loader.batches(0):
-        with no_grad():
-            yield batch, model(to_tensor(batch.images)).data
+        with no_grad():  # which must end before the yield, or it would hold for the caller
+            logits = model(to_tensor(batch.images)).data
+        yield batch, logits
 
 
 def to_tensor(pictures: Array) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from inception.data import DataError, Dataset, Loader, load_cifar10, load_shapes, mean_and_std, split
 from inception.models import create_model
 from inception.training.loop import Epoch, Evaluation, Recipe, evaluate, train
-from inception.weights import save_weights
+from inception.weights import check_place, save_weights
 from minigrad import backend, num_threads
 
 
@@ -58,7 +58,7 @@ def run(options: Run) -> Evaluation:
     held_out = Loader(watched, recipe.batch_size, mean=mean, std=std)
     classes = len(training.classes)
     model = create_model(options.model, num_classes=classes, aux_logits=options.aux_logits, seed=recipe.seed)
-    options.weights.parent.mkdir(parents=True, exist_ok=True)
+    check_place(options.weights)
     say = (lambda *_: None) if options.quiet else print
     parameters = sum(parameter.size for parameter in model.parameters())
     say(f"{options.model}: {parameters:,} parameters, {classes} classes (guessing has loss {math.log(classes):.3f})")
