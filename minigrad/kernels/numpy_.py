@@ -220,8 +220,8 @@ def max_pool(x: Array, window: Window) -> Array:
 
 def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
     dx = empty_images(np, x.shape, x.dtype)
-    s, columns = slice(None), taps(window, 1)
-    columns = [((s, s, o), (s, s, i)) for o, i in columns]
+    s = slice(None)
+    columns = [((s, s, o), (s, s, i)) for o, i in taps(window, 1)]
 
     def block(parts: list[Block]) -> None:
         rows(dx, (parts[0][0], s))[...] = 0
