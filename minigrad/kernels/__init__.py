@@ -17,6 +17,8 @@ Sizes have been checked by the op that calls.
     conv2d_dx(dy, weight, window) -> dx
     conv2d_dw(dy, x, window, with_bias) -> dw, db
         dw (O, C, KH, KW) over the memory (O, KH, KW, C); db (O,) or None
+    conv2d_backward(dy, x, weight, window, needs_dx, needs_dw, with_bias) -> dx, dw, db
+        both together, None for what is not needed
     max_pool(x, window) -> y
         padding is −∞
     max_pool_dx(dy, x, y, window) -> dx

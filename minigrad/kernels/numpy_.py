@@ -55,13 +55,8 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
     (kh, kw), (ph, pw) = window.kernel, window.padding
     if window.stride == (1, 1) and ph < kh and pw < kw:
         # Each pixel gathers: the correlation of dy with the filters turned by 180°, inputs and outputs exchanged.
-        turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0))  # (C, KH, KW, O)
-        return conv2d(
-            dy,
-            turned.transpose(0, 3, 1, 2),
-            None,
-            Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw)),
-        )
+        mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
+        return conv2d(dy, turned_filters(weight).transpose(0, 3, 1, 2), None, mirror)
     filters = filter_matrix(weight)  # (O, KH·KW·C)
     dx = empty_images(np, (len(dy), weight.shape[1], *window.input), dy.dtype)
 
@@ -95,6 +90,41 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     threads.each(lane, range(lanes))
     total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
     return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+
+
+def conv2d_backward(
+    dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    (kh, kw), (ph, pw), o, c = window.kernel, window.padding, len(weight), x.shape[1]
+    if window.stride != (1, 1) or 2 * ph >= kh or 2 * pw >= kw or not (needs_dx and needs_dw):
+        dx = conv2d_dx(dy, weight, window) if needs_dx else None
+        return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
+    # Each pixel of x gathers the patch of dy that it had a part in. One patch matrix gives both gradients:
+    # dx = patches · filters turned by 180°, and the turned filters' gradient = patchesᵀ · x.
+    mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
+    turned = turned_filters(weight).reshape(c, -1).T.copy()  # (KH·KW·O, C)
+    itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
+    dx = empty_images(np, x.shape, x.dtype)
+    parts = blocks(len(x), window.input, x.itemsize * len(turned))
+    lanes = min(LANES, len(parts))
+    dw, db = np.zeros((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
+
+    def lane(i: int) -> None:
+        for part in parts[i::lanes]:
+            patches = im2col(dy, mirror, part)  # (pixels of x, KH·KW·O)
+            product(patches, turned, pixels(dx[part[0], :, part[1]]))
+            dw[i] += product_of_transposed(patches, pixels(x[part[0], :, part[1]]))
+            if with_bias:
+                db[i] += column_sums(patches[:, itself])
+
+    threads.each(lane, range(lanes))
+    total = dw.sum(0).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3).copy()  # (O, KH, KW, C)
+    return dx, total.transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+
+
+def turned_filters(weight: Array) -> Array:
+    """The filters turned by 180°, inputs and outputs exchanged: (C, KH, KW, O) for a weight (O, C, KH, KW)."""
+    return np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0))
 
 
 # OpenBLAS multiplies up to 10⁶ multiply-adds without first packing the operands. For a filter bank of few channels a

@@ -93,6 +93,14 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
 # Pooling: every image n and channel c on its own.
 
 
+def conv2d_backward(
+    dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients that are needed."""
+    dx = conv2d_dx(dy, weight, window) if needs_dx else None
+    return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
+
+
 def max_pool(x: Array, window: Window) -> Array:
     """y[n, c, i, j] = max over the window's cells inside the image of x[n, c, h, w]; NaN if one of them is NaN.
 

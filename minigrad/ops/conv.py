@@ -46,9 +46,7 @@ def conv2d(
     y = k.conv2d(images_in, filters, None if bias is None else bias.data, window)
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        dx = k.conv2d_dx(dy, filters, window) if needs_dx else None
-        dw, db = k.conv2d_dw(dy, images_in, window, with_bias) if needs_dw or with_bias else (None, None)
-        return dx, dw, db
+        return k.conv2d_backward(dy, images_in, filters, window, needs_dx, needs_dw, with_bias)
 
     multiply_adds = y.size * filters[0].size
     return record("conv2d", y, (x, weight, bias), backward, multiply_adds=multiply_adds)

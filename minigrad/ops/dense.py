@@ -33,9 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         upstream = _as_images(dy)
-        dx = k.conv2d_dx(upstream, filters, window)[:, :, 0, 0] if needs_dx else None
-        dw, db = k.conv2d_dw(upstream, rows, window, bias is not None)
-        return dx, dw[:, :, 0, 0], db
+        dx, dw, db = k.conv2d_backward(upstream, rows, filters, window, needs_dx, True, bias is not None)
+        return None if dx is None else dx[:, :, 0, 0], dw[:, :, 0, 0], db
 
     return record("linear", y, (x, weight, bias), backward, multiply_adds=y.size * x.shape[1])
 
