@@ -237,13 +237,10 @@ def max_pool(x: Array, window: Window) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
-        across.fill(-np.inf)
-        for o, i in taps(window, 1):
-            np.maximum(across[:, :, o], source[:, :, i], out=across[:, :, o])
-        out.fill(-np.inf)
-        for o, i in taps(window, 0, part[1], seen):
-            np.maximum(out[:, o], across[:, i], out=out[:, o])
+        maximum_of(source, [((s, s, o), (s, s, i)) for o, i in taps(window, 1)], across)
+        maximum_of(across, [((s, o), (s, i)) for o, i in taps(window, 0, part[1], seen)], out)
 
+    s = slice(None)
     threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
@@ -302,6 +299,30 @@ def seen_rows(window: Window, part: Block) -> slice:
     return slice(max(top, 0), min(bottom, window.input[0]))
 
 
+def maximum_of(source: Array, cells: list, out: Array) -> None:
+    """The maximum over the cells of the kernel that are in the image."""
+    # The cell that covers most of the output first: where it covers all, as the middle one of an odd kernel does,
+    # the next is compared with it and nothing has to be filled.
+    cells = sorted(cells, key=lambda cell: cell[0][-1].start - cell[0][-1].stop)
+    (o, i), *others = cells
+    if out[o].shape == out.shape and others:
+        first, ((o, i), *others) = source[i], others
+        np.maximum(first[o], source[i], out=out[o])
+        for outside in beside(o):
+            out[outside] = first[outside]
+    else:
+        out.fill(-np.inf)
+        np.maximum(out[o], source[i], out=out[o])
+    for o, i in others:
+        np.maximum(out[o], source[i], out=out[o])
+
+
+def beside(o: tuple[slice, ...]) -> list[tuple[slice, ...]]:
+    """What lies before and after a part, along its last axis."""
+    *before, last = o
+    return [(*before, slice(0, last.start)), (*before, slice(last.stop, None))]
+
+
 def maxima_so_far(purpose: str, source: Array, cells: list, shape: tuple[int, ...]) -> list[Array]:
     """The maximum over the first cell of the kernel, the first two, …; NaN where none of them is in the image."""
     found: list[Array] = []
@@ -311,8 +332,7 @@ def maxima_so_far(purpose: str, source: Array, cells: list, shape: tuple[int, ..
             np.fmax(found[-1][o], source[i], out=best[o])
         else:
             np.copyto(best[o], source[i])
-        *before, last = o
-        for outside in ((*before, slice(0, last.start)), (*before, slice(last.stop, None))):
+        for outside in beside(o):
             best[outside] = found[-1][outside] if found else np.nan
         found.append(best)
     return found
@@ -323,13 +343,17 @@ def to_first_maximum(upstream: Array, so_far: list[Array], source: Array, target
 
     From the last cell to the first: it has the first maximum unless the maximum of those before it is as large.
     """
-    left = scratch("left", upstream.shape, upstream.dtype)
-    np.copyto(left, upstream)
-    bits, taken = left.view(integer_of(left)), scratch("taken", upstream.shape, upstream.dtype)
+    left, rest = upstream, scratch("left", upstream.shape, upstream.dtype)
+    taken, bits = scratch("taken", upstream.shape, upstream.dtype), integer_of(upstream)
     for (o, i), before in zip(cells[:0:-1], so_far[-2::-1], strict=True):
         drop_where(left[o], source[i] <= before[o], out=taken[o])
         target[i] += taken[o]
-        bits[o] ^= taken[o].view(bits.dtype)  # zero where it has been taken, untouched elsewhere
+        # Zero where it has been taken, untouched elsewhere.
+        np.bitwise_xor(left[o].view(bits), taken[o].view(bits), out=rest[o].view(bits))
+        if left is upstream:
+            for outside in beside(o):
+                rest[outside] = upstream[outside]
+            left = rest
     o, i = cells[0]
     target[i] += left[o]
 
