@@ -20,7 +20,8 @@ from minigrad.kernels import cupy_, kernels, reference
 from minigrad.layout import Array, Window, filter_matrix, images, pixels
 from minigrad.random import Key, integers, normal
 
-WINDOWED = ("conv2d", "conv2d_dx", "conv2d_dw", "max_pool", "max_pool_dx", "avg_pool", "avg_pool_dx")
+CONVOLUTIONS = ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_backward")
+WINDOWED = (*CONVOLUTIONS, "max_pool", "max_pool_dx", "avg_pool", "avg_pool_dx")
 PER_CHANNEL = ("statistics", "batch_norm", "batch_norm_dx", "lrn", "lrn_dx")
 TABLE = (*WINDOWED, *PER_CHANNEL, "cross_entropy", "concat", "add")
 LAYOUTS = ("channels_last", "c_order", "sliced", "reversed")
@@ -100,6 +101,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
         "conv2d": lambda: (x, weight, data("bias", (outputs,)), window),
         "conv2d_dx": lambda: (dy, weight, window),
         "conv2d_dw": lambda: (dy, x, window, True),
+        "conv2d_backward": lambda: (dy, x, weight, window, True, True, True),
         "max_pool": lambda: (x, window),
         "max_pool_dx": lambda: (dy, x, expected(case._replace(name="max_pool"))[0], window),
         "avg_pool": lambda: (x, window, *options),
@@ -233,9 +235,9 @@ def check(k: Any, xp: Any, dtype: str) -> Check:
 KERNELS = (1, 2, 3, 5, 7, (1, 7), (7, 1))
 STRIDES = (1, 2, 3, (1, 2))
 ONE_OF_EACH = [
-    *(Case(name, stride=2, padding=1) for name in ("conv2d", "conv2d_dx", "conv2d_dw")),
-    *(Case(name) for name in ("conv2d", "conv2d_dx", "conv2d_dw")),
-    *(Case(name, kernel=1) for name in ("conv2d", "conv2d_dx", "conv2d_dw")),
+    *(Case(name, stride=2, padding=1) for name in CONVOLUTIONS),
+    *(Case(name) for name in CONVOLUTIONS),
+    *(Case(name, kernel=1) for name in CONVOLUTIONS),
     *(Case(name, stride=2, padding=1, ceil_mode=True, values="ties") for name in ("max_pool", "max_pool_dx")),
     *(Case(name, padding=1, values="ties") for name in ("max_pool", "max_pool_dx")),
     *(Case(name, stride=2, padding=1, options=(c,)) for name in ("avg_pool", "avg_pool_dx") for c in (True, False)),
@@ -254,7 +256,7 @@ ONE_OF_EACH = [
 @pytest.mark.parametrize("stride", STRIDES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_conv2d(check: Check, kernel: Any, stride: Any, padding: int) -> None:
-    for name in ("conv2d", "conv2d_dx", "conv2d_dw"):
+    for name in CONVOLUTIONS:
         check(Case(name, kernel=kernel, stride=stride, padding=padding))
 
 
@@ -438,7 +440,7 @@ def test_add(k: Any, xp: Any, dtype: str, shape: tuple[int, ...]) -> None:
 LARGE = [
     *(
         Case(name, shape, kernel, stride, padding, filters=filters)
-        for name in ("conv2d", "conv2d_dx", "conv2d_dw")
+        for name in CONVOLUTIONS
         for shape, kernel, stride, padding, filters in (
             ((1, 16, 131, 127), 3, 1, 1, 24),  # one large image: bands of rows
             ((1, 3, 224, 224), 7, 2, 3, 16),  # a stem
@@ -516,6 +518,8 @@ def by_shifts(case: Case) -> tuple[Array, ...]:
         dy, weight, _ = args
         by_pixel = dy.transpose(0, 2, 3, 1)
         return (spread(lambda u, v: (by_pixel @ weight[:, :, u, v]).transpose(0, 3, 1, 2), len(dy), weight.shape[1]),)
+    if name == "conv2d_backward":
+        return by_shifts(case._replace(name="conv2d_dx")) + by_shifts(case._replace(name="conv2d_dw"))
     if name == "conv2d_dw":
         dy, x, _, _ = args
         return np.tensordot(dy, windows(x, 0), ((0, 2, 3), (0, 2, 3))), dy.sum((0, 2, 3))
@@ -552,6 +556,16 @@ def test_many_blocks(k: Any, xp: Any, case: Case) -> None:
         assert_close(actual, wanted, 0 if case.name == "max_pool" else 3e-5)
     for actual, again in zip(results, as_tuple(getattr(k, case.name)(*args)), strict=True):
         np.testing.assert_array_equal(actual, to_host(again), err_msg="a second run gives other bits")
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_cupy_in_several_blocks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On a GPU only a batch whose patches pass 256 MiB is cut; here every image is a block of its own."""
+    monkeypatch.setattr(cupy_, "PATCH_BYTES", 5000)
+    case = Case(name, (5, 3, 7, 9), padding=1, stride=2)
+    results = call(cupy_, name, bring_all(np, name, arguments(case), "float64"), "float64")
+    for actual, wanted in zip(results, expected(case), strict=True):
+        assert_close(actual, wanted, 1e-12)
 
 
 @pytest.fixture
