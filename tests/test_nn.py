@@ -472,3 +472,27 @@ def test_layers_of_one_shape_start_differently() -> None:
     with seeded(1):
         one, two = nn.Linear(3, 3), nn.Linear(3, 3)
     assert (one.weight.data != two.weight.data).all()
+
+
+def test_a_layer_outside_the_tree_does_not_erase_the_path() -> None:
+    """A walk does not enter lists: the list's owner cannot name the layer, and must not unname it."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            self.layers = [nn.Sequential(nn.Conv2d(3, 4, 1))]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](x)
+
+    with pytest.raises(ShapeError, match=r"^0: conv2d got 5 channels"):
+        Holder()(Tensor(np.zeros((1, 5, 2, 2), np.float32)))
+
+
+def test_a_state_that_is_no_number_changes_nothing() -> None:
+    layer = nn.Linear(2, 3)
+    before = layer.state_dict()
+    state = {"weight": np.ones((3, 2)), "bias": np.array(["a", "b", "c"])}
+    with pytest.raises(StateError, match="not a number"):
+        layer.load_state_dict(state)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])

@@ -9,26 +9,24 @@ the results are the same bits for any number of threads.
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-import math
-import sys
-import threading
-from collections.abc import Callable
-
 import numpy as np
 
 from minigrad import threads
-from minigrad.layout import Array, Window, empty, empty_images, filter_matrix, pixels
+from minigrad.kernels.blocks import (
+    BLOCK_BYTES,
+    PATCH_BYTES,
+    Block,
+    blocks,
+    by_image,
+    column_sums,
+    repeated,
+    row_blocks,
+    scratch,
+    widen,
+)
+from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
-# Small enough for the cache, large enough that a call into NumPy takes longer than handing over the interpreter
-# lock between two threads, which every call does twice.
-PATCH_BYTES = 1 << 22  # the patches of one block
-BLOCK_BYTES = 1 << 20  # one operand of elementwise work
-WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
-
-Block = tuple[slice, slice]  # some images, and some rows of their output
 
 
 # --- convolution
@@ -47,7 +45,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array
             wide += b
 
     bias_row = None if bias is None else repeated(bias)
-    threads.each(block, blocks(len(x), window.output, filters.itemsize * len(filters)))
+    threads.each(block, blocks(len(x), window.output, filters.itemsize * len(filters), PATCH_BYTES))
     return y
 
 
@@ -68,13 +66,13 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
             product(upstream, filters, patches)
             add_inside(dx, col2im(patches, window, part), window, part)
 
-    threads.each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1])))
+    threads.each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
     return dx
 
 
 def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
     (kh, kw), o, c = window.kernel, dy.shape[1], x.shape[1]
-    parts = blocks(len(x), window.output, x.itemsize * kh * kw * c)
+    parts = blocks(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
     lanes = min(LANES, len(parts))
     dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
     db = np.zeros((lanes, o), x.dtype)
@@ -105,7 +103,7 @@ def conv2d_backward(
     turned = turned_filters(weight).reshape(c, -1).T.copy()  # (KH·KW·O, C)
     itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
     dx = empty_images(np, x.shape, x.dtype)
-    parts = blocks(len(x), window.input, x.itemsize * len(turned))
+    parts = blocks(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
     lanes = min(LANES, len(parts))
     dw, db = np.zeros((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
 
@@ -598,95 +596,3 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 
     threads.each(block, blocks(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
     return total
-
-
-# --- blocks
-
-
-def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int | None = None) -> list[Block]:
-    """Cut n images of (rows, columns) into blocks within the budget: some whole images, or bands of one image.
-
-    There are at least eight where the work is worth sharing, so that one image keeps several cores busy.
-    """
-    rows, columns = size
-    area = rows * columns
-    budget = PATCH_BYTES if budget is None else budget
-    wanted = max(min(budget // bytes_per_pixel, n * area // 8), 256)  # pixels of one block
-    if wanted >= area:
-        return [(part, slice(0, rows)) for part in even(n, wanted // area)]
-    bands = even(rows, max(wanted // columns, 1))
-    return [(slice(i, i + 1), band) for i in range(n) for band in bands]
-
-
-def by_image(parts: list[Block]) -> list[list[Block]]:
-    """Blocks of the same images together, for kernels whose bands overlap in their result."""
-    together: dict[int, list[Block]] = {}
-    for part in parts:
-        together.setdefault(part[0].start, []).append(part)
-    return list(together.values())
-
-
-def row_blocks(matrix: Array) -> list[slice]:
-    """Cut the rows of a pixel matrix into blocks of about BLOCK_BYTES, a whole number of wide rows each."""
-    n, c = matrix.shape
-    grain = max(WIDE // c, 1)
-    wanted = max(min(BLOCK_BYTES // (c * matrix.itemsize), n // 8), 256)
-    step = -(-wanted // grain) * grain
-    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-def even(n: int, most: int) -> list[slice]:
-    """0 … n in as few parts of at most `most` as possible, of nearly equal size."""
-    count = -(-n // most)
-    ends = [n * i // count for i in range(count + 1)]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
-
-
-def repeated(vector: Array) -> Array:
-    """A value per channel, repeated for so many pixels that a ufunc's inner loop gets long."""
-    return np.tile(vector, max(WIDE // len(vector), 1))
-
-
-def widen(matrix: Array, *vectors: Array) -> tuple[Array, ...]:
-    """Several pixels seen as one long row, with the `repeated` vectors; or, where the rows do not come out even or
-    are not contiguous, one pixel a row, and each vector once."""
-    n, c = matrix.shape
-    repeat = len(vectors[0]) // c
-    if n % repeat or not matrix.flags.c_contiguous:
-        return matrix, *(vector[:c] for vector in vectors)
-    return matrix.reshape(n // repeat, repeat * c), *vectors
-
-
-def column_sums(matrix: Array) -> Array:
-    """Σ over rows, as a product with ones: BLAS reads a matrix several times faster than ufunc.reduce does."""
-    return np.ones(len(matrix), matrix.dtype) @ matrix
-
-
-# --- memory
-
-_memory = threading.local()
-
-
-def scratch(purpose: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """A thread's own working memory for one purpose, uninitialised: still in the cache from the block before."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer: Array | None = getattr(_memory, purpose, None)
-    if buffer is None or buffer.size < size:
-        buffer = empty(np, (size,), np.uint8)
-        setattr(_memory, purpose, buffer)
-    return np.ndarray(shape, dtype, buffer)
-
-
-def _keep_memory() -> None:
-    """Keep freed memory in the process: a training step allocates the same arrays again and again, and fresh
-    pages from the kernel cost more than the arithmetic on them. glibc only; elsewhere nothing happens."""
-    if sys.platform != "linux":
-        return
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, (1 << 31) - 1)
-
-
-_keep_memory()

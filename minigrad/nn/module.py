@@ -67,7 +67,9 @@ class Module:
     def _locate(self, error: Exception) -> None:
         """Every module that an error passes through looks up, in its own terms, the path of the innermost one."""
         origin = error.__dict__.setdefault("raised_in", self)
-        path = next((path for path, module in self.named_modules() if module is origin), "")
+        path = next((path for path, module in self.named_modules() if module is origin), None)
+        if path is None:  # held in a list or a closure, which a walk does not enter: keep what is known
+            return
         if isinstance(error, MinigradError):
             error.layer_path = path
         elif path:
@@ -162,8 +164,12 @@ class Module:
         ]
         if problems:
             raise StateError(f"these weights are not those of this {type(self).__name__}: {'; '.join(problems)}")
+        try:
+            arrays = {name: np.asarray(state[name], dtype=tensor.dtype) for name, tensor in mine.items()}
+        except (TypeError, ValueError) as error:
+            raise StateError(f"these weights hold something that is not a number: {error}") from None
         for name, tensor in mine.items():
-            tensor.data[...] = array_module(tensor.data).asarray(np.asarray(state[name], dtype=tensor.dtype))
+            tensor.data[...] = array_module(tensor.data).asarray(arrays[name])
 
     def astype(self, dtype: Any) -> Module:
         """Convert every parameter and buffer to float32 or float64."""
