@@ -10,11 +10,15 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 
+from minigrad import threads
 from minigrad.layout import Array, empty
+
+Item = TypeVar("Item")
 
 # Small enough for the cache, large enough that a call into NumPy takes longer than handing over the interpreter
 # lock between two threads, which every call does twice.
@@ -23,6 +27,17 @@ BLOCK_BYTES = 1 << 20  # one operand of elementwise work
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 
 Block = tuple[slice, slice]  # some images, and some rows of their output
+
+
+def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """work(item) for every item, spread over the threads."""
+    # From 2.3 on, NumPy copies a part of an array whose rows are shorter than a buffer into one, which makes a ufunc
+    # on it three times slower than on a whole array. The size belongs to the context, which `threads.each` hands on.
+    before = np.setbufsize(256)
+    try:
+        threads.each(work, items)
+    finally:
+        np.setbufsize(before)
 
 
 def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int) -> list[Block]:

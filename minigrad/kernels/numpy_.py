@@ -9,9 +9,10 @@ the results are the same bits for any number of threads.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from minigrad import threads
 from minigrad.kernels.blocks import (
     BLOCK_BYTES,
     PATCH_BYTES,
@@ -19,6 +20,7 @@ from minigrad.kernels.blocks import (
     blocks,
     by_image,
     column_sums,
+    each,
     repeated,
     row_blocks,
     scratch,
@@ -26,6 +28,8 @@ from minigrad.kernels.blocks import (
 )
 from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
+BYTE = np.dtype(np.int8)
+Index = tuple[slice, ...]
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 
 
@@ -45,7 +49,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array
             wide += b
 
     bias_row = None if bias is None else repeated(bias)
-    threads.each(block, blocks(len(x), window.output, filters.itemsize * len(filters), PATCH_BYTES))
+    each(block, blocks(len(x), window.output, filters.itemsize * len(filters), PATCH_BYTES))
     return y
 
 
@@ -66,7 +70,7 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
             product(upstream, filters, patches)
             add_inside(dx, col2im(patches, window, part), window, part)
 
-    threads.each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
+    each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
     return dx
 
 
@@ -85,7 +89,7 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
             if with_bias:
                 db[i] += column_sums(upstream)
 
-    threads.each(lane, range(lanes))
+    each(lane, range(lanes))
     total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
     return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
@@ -115,7 +119,7 @@ def conv2d_backward(
             if with_bias:
                 db[i] += column_sums(patches[:, itself])
 
-    threads.each(lane, range(lanes))
+    each(lane, range(lanes))
     total = dw.sum(0).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3).copy()  # (O, KH, KW, C)
     return dx, total.transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
@@ -235,35 +239,36 @@ def max_pool(x: Array, window: Window) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
-        maximum_of(source, [((s, s, o), (s, s, i)) for o, i in taps(window, 1)], across)
-        maximum_of(across, [((s, o), (s, i)) for o, i in taps(window, 0, part[1], seen)], out)
+        maximum_of(source, taps(window, 1), across)
+        maximum_of(across, taps(window, 0, part[1], seen), out)
 
-    s = slice(None)
-    threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
 def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
     dx = empty_images(np, x.shape, x.dtype)
-    s = slice(None)
-    columns = [((s, s, o), (s, s, i)) for o, i in taps(window, 1)]
 
     def block(parts: list[Block]) -> None:
-        rows(dx, (parts[0][0], s))[...] = 0
-        for part in parts:  # bands of the same images: where their windows overlap, the gradients add up
+        alone = len(parts) == 1  # else they are bands of one image, and where their windows overlap gradients add up
+        if not alone:
+            rows(dx, (parts[0][0], slice(None)))[...] = 0
+        for part in parts:
             # dy goes back the way the maximum came, down the rows, then across the columns, each time to the first
             # maximum of a line. That is the window's first maximum in row-major order.
-            seen = seen_rows(window, part)
-            source, target, upstream = rows(x, (part[0], seen)), rows(dx, (part[0], seen)), rows(dy, part)
-            down = [((s, o), (s, i)) for o, i in taps(window, 0, part[1], seen)]
-            across = maxima_so_far("across", source, columns, (*source.shape[:2], *upstream.shape[2:]))
-            below = maxima_so_far("below", across[-1], down, upstream.shape)
-            d_across = scratch("d_across", across[-1].shape, x.dtype)
-            d_across.fill(0)
-            to_first_maximum(upstream, below, across[-1], d_across, down)
-            to_first_maximum(d_across, across, source, target, columns)
+            seen = slice(0, window.input[0]) if alone else seen_rows(window, part)
+            columns, down = taps(window, 1), taps(window, 0, part[1], seen)
+            source, upstream = rows(x, (part[0], seen)), rows(dy, part)
+            across = scratch("across", (*source.shape[:2], *upstream.shape[2:]), x.dtype)
+            below = scratch("below", upstream.shape, x.dtype)
+            first_across, first_below = scratch("a", across.shape, BYTE), scratch("b", below.shape, BYTE)
+            maximum_of(source, columns, across, first_across)
+            maximum_of(across, down, below, first_below)
+            d_across = across  # whose values have served
+            hand_to(first_below, upstream, down, d_across)
+            hand_to(first_across, d_across, columns, rows(dx, (part[0], seen)), add=not alone)
 
-    threads.each(block, by_image(blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES)))
+    each(block, by_image(blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES)))
     return dx
 
 
@@ -272,9 +277,9 @@ def rows(x: Array, part: Block) -> Array:
     return x[part[0], :, part[1]].transpose(0, 2, 3, 1)
 
 
-def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[tuple[slice, slice]]:
-    """For each cell of the kernel along an axis: the output cells for which it falls inside the image, and the
-    input cells it falls on.
+def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[Tap]:
+    """For each cell of the kernel along an axis (0: rows, 1: columns): the output cells for which it falls inside the
+    image, and the input cells it falls on.
 
     out, seen   a band: which output cells, and which input cells, both then counted from their start
     """
@@ -285,9 +290,27 @@ def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None
     for v in range(k):
         low, high = max(first, -((v - p) // s)), min(last, (size - 1 + p - v) // s + 1)  # 0 ≤ i·s − p + v < size
         if low < high:
-            cell = low * s - p + v - start
-            found.append((slice(low - first, high - first), slice(cell, cell + (high - low - 1) * s + 1, s)))
+            found.append(Tap(axis, slice(low - first, high - first), low * s - p + v - start, s))
     return found
+
+
+class Tap(NamedTuple):
+    """One cell of the kernel along an axis of (images, rows, columns, C)."""
+
+    axis: int  # 0: rows, 1: columns
+    out: slice  # the output cells for which it falls inside the image
+    first: int  # the input cell it falls on for the first of them
+    stride: int
+
+    def index(self, start: int = 0, stop: int | None = None) -> tuple[Index, Index]:
+        """Where in the output and where in the input, for output cells from `start` to before `stop`."""
+        start, stop = max(start, self.out.start), self.out.stop if stop is None else min(stop, self.out.stop)
+        first = self.first + (start - self.out.start) * self.stride
+        before = (slice(None),) * (self.axis + 1)
+        return (*before, slice(start, stop)), (
+            *before,
+            slice(first, first + (stop - start - 1) * self.stride + 1, self.stride),
+        )
 
 
 def seen_rows(window: Window, part: Block) -> slice:
@@ -297,70 +320,50 @@ def seen_rows(window: Window, part: Block) -> slice:
     return slice(max(top, 0), min(bottom, window.input[0]))
 
 
-def maximum_of(source: Array, cells: list, out: Array) -> None:
-    """The maximum over the cells of the kernel that are in the image."""
-    # The cell that covers most of the output first: where it covers all, as the middle one of an odd kernel does,
-    # the next is compared with it and nothing has to be filled.
-    cells = sorted(cells, key=lambda cell: cell[0][-1].start - cell[0][-1].stop)
-    (o, i), *others = cells
-    if out[o].shape == out.shape and others:
-        first, ((o, i), *others) = source[i], others
-        np.maximum(first[o], source[i], out=out[o])
-        for outside in beside(o):
-            out[outside] = first[outside]
-    else:
-        out.fill(-np.inf)
-        np.maximum(out[o], source[i], out=out[o])
-    for o, i in others:
-        np.maximum(out[o], source[i], out=out[o])
+def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | None = None) -> None:
+    """best = the maximum over the cells of the kernel; winner = which of `cells` has it, the first of several."""
+    reached = best.shape[cells[0].axis + 1]  # from here on, output cells have met a cell of the kernel already
+    for v, tap in enumerate(cells):
+        if tap.out.start < reached:
+            o, i = tap.index(stop=reached)
+            best[o] = source[i]
+            if winner is not None:
+                winner[o] = v
+        if reached < tap.out.stop:
+            o, i = tap.index(start=reached)
+            if winner is not None:
+                larger = scratch("mask", best[o].shape, BYTE)
+                np.greater(source[i], best[o], out=larger.view(bool))
+                larger *= BYTE.type(v)
+                np.maximum(winner[o], larger, out=winner[o])
+            np.maximum(best[o], source[i], out=best[o])
+        reached = min(reached, tap.out.start)
 
 
-def beside(o: tuple[slice, ...]) -> list[tuple[slice, ...]]:
-    """What lies before and after a part, along its last axis."""
-    *before, last = o
-    return [(*before, slice(0, last.start)), (*before, slice(last.stop, None))]
-
-
-def maxima_so_far(purpose: str, source: Array, cells: list, shape: tuple[int, ...]) -> list[Array]:
-    """The maximum over the first cell of the kernel, the first two, …; NaN where none of them is in the image."""
-    found: list[Array] = []
-    for v, (o, i) in enumerate(cells):
-        best = scratch(f"{purpose}{v}", shape, source.dtype)
-        if found:
-            np.fmax(found[-1][o], source[i], out=best[o])
+def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
+    """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
+    numbered = [(v, *tap.index()) for v, tap in enumerate(cells)]
+    covers_all = [upstream[o].shape == upstream.shape == target[i].shape for _, o, i in numbered]
+    numbered.sort(key=lambda entry: not covers_all[entry[0]])
+    if not (add or any(covers_all)):
+        target.fill(0)
+    for turn, (v, o, i) in enumerate(numbered):
+        won = scratch("mask", upstream[o].shape, BYTE).view(bool)
+        np.equal(winner[o], BYTE.type(v), out=won)
+        if turn == 0 and any(covers_all) and not add:
+            keep_where(won, upstream[o], out=target[i])
         else:
-            np.copyto(best[o], source[i])
-        for outside in beside(o):
-            best[outside] = found[-1][outside] if found else np.nan
-        found.append(best)
-    return found
+            taken = scratch("taken", won.shape, upstream.dtype)
+            keep_where(won, upstream[o], out=taken)
+            np.add(target[i], taken, out=target[i])
 
 
-def to_first_maximum(upstream: Array, so_far: list[Array], source: Array, target: Array, cells: list) -> None:
-    """Add `upstream` to `target` where `source` has the first maximum over the cells of the kernel.
-
-    From the last cell to the first: it has the first maximum unless the maximum of those before it is as large.
-    """
-    left, rest = upstream, scratch("left", upstream.shape, upstream.dtype)
-    taken, bits = scratch("taken", upstream.shape, upstream.dtype), integer_of(upstream)
-    for (o, i), before in zip(cells[:0:-1], so_far[-2::-1], strict=True):
-        drop_where(left[o], source[i] <= before[o], out=taken[o])
-        target[i] += taken[o]
-        # Zero where it has been taken, untouched elsewhere.
-        np.bitwise_xor(left[o].view(bits), taken[o].view(bits), out=rest[o].view(bits))
-        if left is upstream:
-            for outside in beside(o):
-                rest[outside] = upstream[outside]
-            left = rest
-    o, i = cells[0]
-    target[i] += left[o]
-
-
-def drop_where(values: Array, condition: Array, out: Array) -> None:
-    """+0 where the condition holds, else `values`. As bits and a mask: several times faster than np.where, and
-    infinities do not turn into NaN as in a product with 0."""
-    mask = scratch("mask", condition.shape, integer_of(values))
-    np.subtract(condition.view(np.int8), np.int8(1), out=mask, casting="unsafe")  # all ones, or 0 where it holds
+def keep_where(condition: Array, values: Array, out: Array) -> None:
+    """`values` where the condition (overwritten) holds, else +0. As bits and a mask: several times faster than
+    np.where, and infinities do not turn into NaN as in a product with 0."""
+    byte, mask = condition.view(BYTE), scratch("wide mask", condition.shape, integer_of(values))
+    np.negative(byte, out=byte)  # all ones where it holds, else 0
+    np.copyto(mask, byte)
     np.bitwise_and(values.view(mask.dtype), mask, out=out.view(mask.dtype))
 
 
@@ -377,14 +380,14 @@ def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = np.zeros((*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
-        for o, i in taps(window, 1):
-            across[:, :, o] += source[:, :, i]
+        for o, i in (tap.index() for tap in taps(window, 1)):
+            across[o] += source[i]
         out.fill(0)
-        for o, i in taps(window, 0, part[1], seen):
-            out[:, o] += across[:, i]
+        for o, i in (tap.index() for tap in taps(window, 0, part[1], seen)):
+            out[o] += across[i]
         out *= share[part[1]]
 
-    threads.each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
@@ -399,13 +402,13 @@ def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
             seen = seen_rows(window, part)
             spread = rows(dy, part) * share[part[1]]
             d_across = np.zeros((len(spread), seen.stop - seen.start, window.output[1], c), dy.dtype)
-            for o, i in taps(window, 0, part[1], seen):
-                d_across[:, i] += spread[:, o]
+            for o, i in (tap.index() for tap in taps(window, 0, part[1], seen)):
+                d_across[i] += spread[o]
             target = rows(dx, (part[0], seen))
-            for o, i in taps(window, 1):
-                target[:, :, i] += d_across[:, :, o]
+            for o, i in (tap.index() for tap in taps(window, 1)):
+                target[i] += d_across[o]
 
-    threads.each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
+    each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
     return dx
 
 
@@ -439,7 +442,7 @@ def statistics(x: Array) -> tuple[Array, Array]:
         means[i] = shift + first / len(values)
         squares[i] = second - first * first / len(values)
 
-    threads.each(block, range(len(parts)))
+    each(block, range(len(parts)))
     sizes = np.array([[part.stop - part.start] for part in parts], dtype=np.float64)
     mean = (sizes * means).sum(0) / len(matrix)
     return mean, (squares + sizes * (means - mean) ** 2).sum(0) / len(matrix)
@@ -458,7 +461,7 @@ def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps
         if relu:
             np.maximum(out, nothing, out=out)
 
-    threads.each(block, row_blocks(source))
+    each(block, row_blocks(source))
     return y
 
 
@@ -481,7 +484,9 @@ def batch_norm_dx(
         values, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
         product = scratch("product", dz.shape, dz.dtype)
         if relu:
-            drop_where(up, np.multiply(values, s, out=product) <= edge, out=dz)
+            passed = scratch("mask", dz.shape, BYTE).view(bool)
+            np.greater(np.multiply(values, s, out=product), edge, out=passed)
+            keep_where(passed, up, out=dz)
         else:
             dz[...] = up
         np.subtract(values, m, out=product)
@@ -489,7 +494,7 @@ def batch_norm_dx(
         for total, summands in zip(sums[:, i], (dz, product), strict=True):
             total[...] = column_sums(summands).reshape(-1, c).sum(0, dtype=np.float64)
 
-    threads.each(reduce, range(len(parts)))
+    each(reduce, range(len(parts)))
     dbeta, dot = sums.sum(1)
     dot += (mean.astype(x.dtype) - mean) * dbeta  # Σ dz·(x − mean) with the mean before it was rounded
     dgamma = dot / np.sqrt(var + eps)
@@ -507,7 +512,7 @@ def batch_norm_dx(
             linear += b
             dz += linear
 
-    threads.each(combine, parts)
+    each(combine, parts)
     return dx, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
 
 
@@ -525,7 +530,7 @@ def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
         rows = source[part]
         np.multiply(rows, lrn_divisor(rows, size, alpha, k) ** -beta, out=target[part])
 
-    threads.each(block, row_blocks(source))
+    each(block, row_blocks(source))
     return y
 
 
@@ -540,7 +545,7 @@ def lrn_dx(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) 
         through = neighbours(direct * rows / divisor, (size - 1) // 2, size // 2)  # the mirrored window
         target[part] = direct - rows * through * (2 * alpha * beta / size)
 
-    threads.each(block, row_blocks(source))
+    each(block, row_blocks(source))
     return dx
 
 
@@ -581,7 +586,7 @@ def concat(xs: list[Array]) -> Array:
             start, end = end, end + x.shape[1]
             y[part[0], start:end, part[1]] = x[part[0], :, part[1]]
 
-    threads.each(block, blocks(n, (h, w), y.itemsize * y.shape[1], BLOCK_BYTES))
+    each(block, blocks(n, (h, w), y.itemsize * y.shape[1], BLOCK_BYTES))
     return y
 
 
@@ -594,5 +599,5 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         x, y, z = (m[part[0], :, part[1]].transpose(0, 2, 3, 1) for m in (a, b, total))
         np.add(x, y, out=z)
 
-    threads.each(block, blocks(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
+    each(block, blocks(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
     return total
