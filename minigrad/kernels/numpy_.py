@@ -343,7 +343,7 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
 def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
     """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
     numbered = [(v, *tap.index()) for v, tap in enumerate(cells)]
-    covers_all = [upstream[o].shape == upstream.shape == target[i].shape for _, o, i in numbered]
+    covers_all = [upstream[o].shape == upstream.shape == target[i].shape == target.shape for _, o, i in numbered]
     numbered.sort(key=lambda entry: not covers_all[entry[0]])
     if not (add or any(covers_all)):
         target.fill(0)
