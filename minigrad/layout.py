@@ -90,6 +90,13 @@ def filter_matrix(weight: Array) -> Array:
     return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 
+def joined_filters(weights: list[Array]) -> Array:
+    """Filter banks (Oᵢ, I, KH, KW) over each other as one (ΣOᵢ, I, KH, KW), channels-last; a single one as it is."""
+    if len(weights) == 1:
+        return weights[0]
+    return array_module(weights[0]).concatenate([w.transpose(0, 2, 3, 1) for w in weights]).transpose(0, 3, 1, 2)
+
+
 def pair(value: int | tuple[int, int], name: str) -> Pair:
     """An int for both axes, or (height, width)."""
     both = (value, value) if isinstance(value, int) else value

@@ -74,10 +74,21 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
         finally:
             observer.reset(tokens[0])
             watcher.reset(tokens[1])
-    rows = [row._replace(multiply_adds=row.multiply_adds // batch, saved_bytes=row.saved_bytes // batch)
-            for row in counter.rows.values()]  # fmt: skip
-    parameters = sum(parameter.size for parameter in model.parameters())
-    return Summary(rows, parameters, sum(r.multiply_adds for r in rows), sum(r.saved_bytes for r in rows))
+    parameters = dict.fromkeys(counter.rows, 0)
+    for name, parameter in model.named_parameters():  # each belongs to the innermost layer that has a row
+        holders = [path for path in parameters if not path or name.startswith(f"{path}.")]
+        if holders:
+            parameters[max(holders, key=len)] += parameter.size
+    rows = [
+        row._replace(
+            parameters=parameters[path],
+            multiply_adds=row.multiply_adds // batch,
+            saved_bytes=row.saved_bytes // batch,
+        )
+        for path, row in counter.rows.items()
+    ]
+    total = sum(parameter.size for parameter in model.parameters())
+    return Summary(rows, total, sum(r.multiply_adds for r in rows), sum(r.saved_bytes for r in rows))
 
 
 class _Counter:
@@ -100,13 +111,9 @@ class _Counter:
 
     def op(self, name: str, output: Tensor, backward: Backward, multiply_adds: int) -> None:
         path = ".".join(self.paths[id(self.stack[-1])].split(".")[: self.depth])
-        module = self.modules[path]
         row = self.rows.get(path)
         if row is None:
-            parameters = sum(parameter.size for parameter in module.parameters())
-            if self.depth is None or path.count(".") + 1 < self.depth:
-                parameters -= sum(p.size for _, child in module.children() for p in child.parameters())
-            row = Row(path or "(model)", type(module).__name__, (), parameters, 0, 0)
+            row = Row(path or "(model)", type(self.modules[path]).__name__, (), 0, 0, 0)
         self.rows[path] = row._replace(
             output=output.shape[1:],
             multiply_adds=row.multiply_adds + multiply_adds,

@@ -19,6 +19,7 @@ and b hands on 4·2a once.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,13 +57,21 @@ class Node:
     """One recorded op in the graph. It knows its inputs' nodes and its `backward`, not its output's data:
     what is kept in memory until backward is exactly what the `backward` closure names."""
 
-    __slots__ = ("backward", "dtype", "inputs", "name", "owner", "shape")
+    __slots__ = ("backward", "dtype", "inputs", "name", "owner", "parts", "shape")
 
-    def __init__(self, name: str, data: Array, inputs: tuple[Node | None, ...], backward: Backward | None):
+    def __init__(
+        self,
+        name: str,
+        data: Array,
+        inputs: tuple[Node | None, ...],
+        backward: Callable[..., Any] | None,
+        parts: int = 1,
+    ):
         self.name = name
         self.shape, self.dtype = data.shape, data.dtype
         self.inputs = inputs
         self.backward = backward
+        self.parts = parts  # how many results the op has
         self.owner: weakref.ref[Tensor] | None = None  # the tensor whose .grad is wanted: a leaf, or retain_grad
 
 
@@ -317,12 +326,46 @@ def record(
     When no input needs a gradient, nothing is kept.
     """
     output = Tensor(data)
-    if any(tensor is not None and tensor.needs_grad for tensor in inputs):
-        nodes = tuple(_node_of(tensor) if tensor is not None and tensor.needs_grad else None for tensor in inputs)
+    if (nodes := _nodes_of(inputs)) is not None:
         output.node = Node(op, output.data, nodes, backward)
     if (watch := watcher.get()) is not None:
         watch(op, output, backward, multiply_adds)
     return output
+
+
+def record_parts(
+    op: str,
+    parts: Sequence[Array],
+    inputs: Sequence[Tensor | None],
+    backward: Callable[[list[Array | None]], Sequence[Array | None]],
+    *,
+    multiply_adds: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """As `record`, for an op with several results: its backward gets the gradient of each, None where none came."""
+    outputs = [Tensor(part) for part in parts]
+    if (nodes := _nodes_of(inputs)) is not None:
+        whole = Node(op, parts[0], nodes, backward, parts=len(parts))
+        for i, output in enumerate(outputs):
+            output.node = Node(op, output.data, (whole,), functools.partial(Part, i))
+    if (watch := watcher.get()) is not None:
+        for output, cost in zip(outputs, multiply_adds or [0] * len(outputs), strict=True):
+            watch(op, output, backward, cost)
+    return outputs
+
+
+class Part:
+    """The gradient of one of an op's several results, on its way to that op."""
+
+    __slots__ = ("gradient", "index")
+
+    def __init__(self, index: int, gradient: Array):
+        self.index, self.gradient = index, gradient
+
+
+def _nodes_of(inputs: Sequence[Tensor | None]) -> tuple[Node | None, ...] | None:
+    """The nodes of those inputs that need a gradient; None if there are none."""
+    nodes = tuple(_node_of(tensor) if tensor is not None and tensor.needs_grad else None for tensor in inputs)
+    return nodes if any(nodes) else None
 
 
 def _node_of(tensor: Tensor) -> Node:
@@ -334,7 +377,7 @@ def _node_of(tensor: Tensor) -> Node:
 
 def _walk(root: Node, gradient: Array) -> None:
     """Send `gradient` from `root` back through the graph, every node after all of its users."""
-    gradients: dict[Node, Array] = {root: gradient}
+    gradients: dict[Node, Any] = {root: gradient}  # an array, or a list of them for an op with several results
     ours: set[Node] = set()  # nodes whose gradient is a sum made here: only into those may be added in place
     for node in reversed(_topological(root)):
         dy = gradients.pop(node, None)
@@ -355,9 +398,13 @@ def _walk(root: Node, gradient: Array) -> None:
             raise GraphError(
                 f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs"
             )
-        handed_out = [dy]  # whoever holds a .grad must not share its memory with these
+        # Whoever holds a .grad must not share its memory with these.
+        handed_out = [part for part in dy if part is not None] if isinstance(dy, list) else [dy]
         for parent, dx in zip(node.inputs, results, strict=True):
             if parent is None or dx is None:
+                continue
+            if isinstance(dx, Part):
+                gradients.setdefault(parent, [None] * parent.parts)[dx.index] = dx.gradient
                 continue
             _check(node, parent, dx)
             dx = array_module(dx).asarray(dx)  # NumPy's 0-d results are scalars

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, nn, ops
 from minigrad.errors import ShapeError
 
 
-class ConvBlock(nn.Module):
-    """The unit of every network here: convolution, batch norm, ReLU (the last two in one pass).
+class ConvBlock(nn.ConvNormReLU):
+    """The unit of every network here: convolution, batch norm, ReLU.
 
     in_channels, out_channels   then the options of nn.Conv2d
     eps, momentum               the options of nn.BatchNorm2d
@@ -28,11 +28,10 @@ class ConvBlock(nn.Module):
         eps: float = 1e-5,
         momentum: float = 0.1,
     ):
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
-        self.batchnorm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, relu=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.batchnorm(self.conv(x))
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias),
+            nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, relu=True),
+        )
 
 
 class Unit(Protocol):
@@ -63,22 +62,29 @@ class InceptionBlock(nn.Branches):
         *,
         unit: Unit = ConvBlock,
     ):
-        super().__init__(
-            branch1=unit(in_channels, out_1x1, kernel_size=1),
-            branch2=nn.Sequential(
-                unit(in_channels, red_3x3, kernel_size=1),
-                unit(red_3x3, out_3x3, kernel_size=3, padding=1),
-            ),
-            branch3=nn.Sequential(
-                unit(in_channels, red_5x5, kernel_size=1),
-                unit(red_5x5, out_5x5, kernel_size=5, padding=2),
-            ),
-            branch4=nn.Sequential(
-                nn.MaxPool2d(3, stride=1, padding=1),
-                unit(in_channels, out_1x1pool, kernel_size=1),
-            ),
+        super().__init__()
+        self.branch1 = unit(in_channels, out_1x1, kernel_size=1)
+        self.branch2 = nn.Sequential(
+            unit(in_channels, red_3x3, kernel_size=1),
+            unit(red_3x3, out_3x3, kernel_size=3, padding=1),
+        )
+        self.branch3 = nn.Sequential(
+            unit(in_channels, red_5x5, kernel_size=1),
+            unit(red_5x5, out_5x5, kernel_size=5, padding=2),
+        )
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1),
+            unit(in_channels, out_1x1pool, kernel_size=1),
         )
         self.out_channels = out_1x1 + out_3x3 + out_5x5 + out_1x1pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Branches, but for the three 1×1 units that see x itself: together they read it once."""
+        units = [unit for unit in (self.branch1, self.branch2[0], self.branch3[0]) if isinstance(unit, nn.ConvNormReLU)]
+        if len(units) < 3:
+            return super().forward(x)
+        one, three, five = nn.together(x, *units)
+        return ops.concat([one, self.branch2[1](three), self.branch3[1](five), self.branch4(x)])
 
 
 class NaiveInceptionBlock(nn.Branches):

@@ -19,6 +19,14 @@ Sizes have been checked by the op that calls.
         dw (O, C, KH, KW) over the memory (O, KH, KW, C); db (O,) or None
     conv2d_backward(dy, x, weight, window, needs_dx, needs_dw, with_bias) -> dx, dw, db
         both together, None for what is not needed
+    conv2d_relu(x, weight, bias, window) -> y
+        max(0, conv2d)
+    conv2d_statistics(x, weight, bias, window) -> y, mean, var
+        conv2d, and the statistics of its result
+    conv_bn_relu_backward(dzs, x, weight, window, y, mean, var, gamma, beta, eps, needs_dx, with_bias)
+            -> dx, dw, db, dgamma, dbeta
+        batch_norm_dx of the joined dzs with relu and through statistics, then conv2d_backward of its result;
+        dzs (N, Oᵢ, OH, OW), ΣOᵢ = O
     max_pool(x, window) -> y
         padding is −∞
     max_pool_dx(dy, x, y, window) -> dx

@@ -6,6 +6,7 @@ The blocks follow from shapes alone, so that results do not depend on the number
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import sys
@@ -84,13 +85,17 @@ def repeated(vector: Array) -> Array:
 
 
 def widen(matrix: Array, *vectors: Array) -> tuple[Array, ...]:
-    """Several pixels seen as one long row, with the `repeated` vectors; or, where the rows do not come out even or
-    are not contiguous, one pixel a row, and each vector once."""
+    """Several pixels seen as one long row, with the `repeated` vectors cut to its length; one pixel a row where the
+    matrix is not contiguous."""
     n, c = matrix.shape
-    repeat = len(vectors[0]) // c
-    if n % repeat or not matrix.flags.c_contiguous:
-        return matrix, *(vector[:c] for vector in vectors)
-    return matrix.reshape(n // repeat, repeat * c), *vectors
+    repeat = pixels_in_a_row(n, len(vectors[0]) // c) if matrix.flags.c_contiguous else 1
+    return matrix.reshape(n // repeat, repeat * c), *(vector[: repeat * c] for vector in vectors)
+
+
+@functools.lru_cache(maxsize=4096)
+def pixels_in_a_row(n: int, most: int) -> int:
+    """The largest divisor of n up to `most`."""
+    return next(repeat for repeat in range(min(n, most), 0, -1) if n % repeat == 0)
 
 
 def column_sums(matrix: Array) -> Array:

@@ -274,6 +274,29 @@ def batch_norm_dx(
     return images(dx, n, h, w), dgamma.astype(dtype), dbeta.astype(dtype)
 
 
+# ---- Convolution, batch norm and ReLU together ----
+
+
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    """max(0, conv2d)"""
+    return ungrid(array_module(x).maximum(grid(conv2d(x, weight, bias, window)), 0))
+
+
+def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
+    """conv2d, and the statistics of its result"""
+    y = conv2d(x, weight, bias, window)
+    return y, *statistics(y)
+
+
+def conv_bn_relu_backward(
+    dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
+    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
+) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    """Back through ReLU and batch norm, then through the convolution"""
+    dy, dgamma, dbeta = batch_norm_dx(concat(dzs), y, mean, var, gamma, beta, eps, True, True)
+    return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+
+
 # ---- Local response normalisation ----
 
 

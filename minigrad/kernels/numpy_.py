@@ -9,6 +9,8 @@ the results are the same bits for any number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
 BYTE = np.dtype(np.int8)
 Index = tuple[slice, ...]
+Source = Callable[[Block], Array]  # a block of images to read, (images, rows, columns, C): stored, or computed then
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 
 
@@ -37,45 +40,72 @@ LANES = 8  # partial sums over blocks: a fixed number, whatever the number of th
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    filters = np.ascontiguousarray(filter_matrix(weight).T)  # (KH·KW·C, O)
-    y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
+    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window)
 
-    def block(part: Block) -> None:
-        patches = im2col(x, window, part)  # (pixels, KH·KW·C)
-        out = pixels(y[part[0], :, part[1]])  # (pixels, O)
+
+def correlate(
+    source: Source, n: int, dtype: np.dtype, filters: Array, bias: Array | None, window: Window,
+    finish: Callable[[int, Array], None] | None = None,
+) -> Array:  # fmt: skip
+    """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O).
+
+    finish   called with each block's number and pixels (rows, O), while they are in the cache
+    """
+    y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
+    parts = blocks(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
+
+    def block(i: int) -> None:
+        patches = im2col(source, window, parts[i])  # (pixels, KH·KW·C)
+        out = pixels(y[parts[i][0], :, parts[i][1]])  # (pixels, O)
         product(patches, filters, out)
-        if bias is not None:
+        if bias_row is not None:
             wide, b = widen(out, bias_row)
             wide += b
+        if finish is not None:
+            finish(i, out)
 
     bias_row = None if bias is None else repeated(bias)
-    each(block, blocks(len(x), window.output, filters.itemsize * len(filters), PATCH_BYTES))
+    each(block, range(len(parts)))
     return y
 
 
 def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
+    return input_gradient(partial(rows, dy), len(dy), dy.dtype, weight, window)
+
+
+def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    return filter_gradient(partial(rows, dy), dy.shape[1], x, window, with_bias)
+
+
+def conv2d_backward(
+    dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    return both_gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
+
+
+def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, window: Window) -> Array:
     (kh, kw), (ph, pw) = window.kernel, window.padding
     if window.stride == (1, 1) and ph < kh and pw < kw:
         # Each pixel gathers: the correlation of dy with the filters turned by 180°, inputs and outputs exchanged.
         mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
-        return conv2d(dy, turned_filters(weight).transpose(0, 3, 1, 2), None, mirror)
+        return correlate(upstream, n, dtype, turned_columns(weight), None, mirror)
     filters = filter_matrix(weight)  # (O, KH·KW·C)
-    dx = empty_images(np, (len(dy), weight.shape[1], *window.input), dy.dtype)
+    dx = empty_images(np, (n, weight.shape[1], *window.input), dtype)
 
     def block(parts: list[Block]) -> None:
         dx[parts[0][0]].transpose(0, 2, 3, 1)[...] = 0
         for part in parts:
-            upstream = pixels(dy[part[0], :, part[1]])
-            patches = scratch("patches", (len(upstream), filters.shape[1]), dy.dtype)  # (pixels, KH·KW·C)
-            product(upstream, filters, patches)
+            dy = matrix(upstream(part))  # (pixels, O)
+            patches = scratch("patches", (len(dy), filters.shape[1]), dtype)  # (pixels, KH·KW·C)
+            product(dy, filters, patches)
             add_inside(dx, col2im(patches, window, part), window, part)
 
-    each(block, by_image(blocks(len(dy), window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
+    each(block, by_image(blocks(n, window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
     return dx
 
 
-def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
-    (kh, kw), o, c = window.kernel, dy.shape[1], x.shape[1]
+def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    (kh, kw), c = window.kernel, x.shape[1]
     parts = blocks(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
     lanes = min(LANES, len(parts))
     dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
@@ -83,28 +113,29 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
-            patches = im2col(x, window, part)  # (pixels, KH·KW·C)
-            upstream = pixels(dy[part[0], :, part[1]])  # (pixels, O)
-            dw[i] += product_of_transposed(patches, upstream)
+            patches = im2col(partial(rows, x), window, part)  # (pixels, KH·KW·C)
+            dy = matrix(upstream(part))  # (pixels, O)
+            dw[i] += product_of_transposed(patches, dy)
             if with_bias:
-                db[i] += column_sums(upstream)
+                db[i] += column_sums(dy)
 
     each(lane, range(lanes))
     total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
     return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
 
-def conv2d_backward(
-    dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+def both_gradients(
+    upstream: Source, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
     (kh, kw), (ph, pw), o, c = window.kernel, window.padding, len(weight), x.shape[1]
     if window.stride != (1, 1) or 2 * ph >= kh or 2 * pw >= kw or not (needs_dx and needs_dw):
-        dx = conv2d_dx(dy, weight, window) if needs_dx else None
-        return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
+        dx = input_gradient(upstream, len(x), x.dtype, weight, window) if needs_dx else None
+        needs_dw |= with_bias
+        return dx, *(filter_gradient(upstream, o, x, window, with_bias) if needs_dw else (None, None))
     # Each pixel of x gathers the patch of dy that it had a part in. One patch matrix gives both gradients:
     # dx = patches · filters turned by 180°, and the turned filters' gradient = patchesᵀ · x.
     mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
-    turned = turned_filters(weight).reshape(c, -1).T.copy()  # (KH·KW·O, C)
+    turned = turned_columns(weight)  # (KH·KW·O, C)
     itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
     dx = empty_images(np, x.shape, x.dtype)
     parts = blocks(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
@@ -113,7 +144,7 @@ def conv2d_backward(
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
-            patches = im2col(dy, mirror, part)  # (pixels of x, KH·KW·O)
+            patches = im2col(upstream, mirror, part)  # (pixels of x, KH·KW·O)
             product(patches, turned, pixels(dx[part[0], :, part[1]]))
             dw[i] += product_of_transposed(patches, pixels(x[part[0], :, part[1]]))
             if with_bias:
@@ -124,9 +155,42 @@ def conv2d_backward(
     return dx, total.transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
 
-def turned_filters(weight: Array) -> Array:
-    """The filters turned by 180°, inputs and outputs exchanged: (C, KH, KW, O) for a weight (O, C, KH, KW)."""
-    return np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0))
+def filter_columns(weight: Array) -> Array:
+    """One filter a column: (KH·KW·C, O)."""
+    return np.ascontiguousarray(filter_matrix(weight).T)
+
+
+def turned_columns(weight: Array) -> Array:
+    """The filters turned by 180°, inputs and outputs exchanged: (KH·KW·O, C)."""
+    return weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1).reshape(-1, weight.shape[1])
+
+
+# --- convolution, batch norm and ReLU in one
+
+
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def finish(_: int, out: Array) -> None:
+        np.maximum(out, 0, out=out)
+
+    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+
+
+def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
+    found: dict[int, Moments] = {}  # taken from each block while it is in the cache
+
+    def finish(i: int, out: Array) -> None:
+        found[i] = moments(out)
+
+    y = correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+    return y, *merged(found)
+
+
+def conv_bn_relu_backward(
+    dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
+    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
+) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    upstream, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
+    return *both_gradients(upstream, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
 
 
 # OpenBLAS multiplies up to 10⁶ multiply-adds without first packing the operands. For a filter bank of few channels a
@@ -162,12 +226,22 @@ def stack(matrix: Array, piece: int) -> Array:
     return matrix.reshape(-1, piece, matrix.shape[1], copy=False)
 
 
-def im2col(x: Array, window: Window, part: Block) -> Array:
+def rows(x: Array, part: Block) -> Array:
+    """Some rows of some images: (images, rows, columns, C), a view."""
+    return x[part[0], :, part[1]].transpose(0, 2, 3, 1)
+
+
+def matrix(grid: Array) -> Array:
+    """(images, rows, columns, C) as (pixels, C)."""
+    return grid.reshape(-1, grid.shape[3])
+
+
+def im2col(source: Source, window: Window, part: Block) -> Array:
     """The patches that a block's output pixels see: (pixels, KH·KW·C). The pixel matrix itself for 1×1."""
     if window.is_pointwise:
-        return pixels(x[part[0], :, part[1]])
+        return matrix(source(part))
     (kh, kw), (sh, sw) = window.kernel, window.stride
-    band = padded(x, window, part)  # (images, rows, columns, C)
+    band = padded(source, window, part)  # (images, rows, columns, C)
     n, _, _, c = band.shape
     count, ow = part[1].stop - part[1].start, window.output[1]
     image, row, column, channel = band.strides
@@ -191,17 +265,17 @@ def col2im(patches: Array, window: Window, part: Block) -> Array:
     return band
 
 
-def padded(x: Array, window: Window, part: Block) -> Array:
+def padded(source: Source, window: Window, part: Block) -> Array:
     """The input rows that a block's windows see, zeros around them: (images, rows, columns, C), C contiguous."""
-    source = x[part[0]].transpose(0, 2, 3, 1)
     height, width = padded_size(window, part)
     seen, there = inside(window, part)
-    if there == (slice(0, height), slice(0, width)) and source[:, *seen].flags.c_contiguous:
-        return source[:, *seen]
-    band = scratch("band", (len(source), height, width, source.shape[3]), x.dtype)
+    values = source((part[0], seen[0]))[:, :, seen[1]]
+    if there == (slice(0, height), slice(0, width)) and values.flags.c_contiguous:
+        return values
+    band = scratch("band", (len(values), height, width, values.shape[3]), values.dtype)
     (top, bottom), (left, right) = ((part.start, part.stop) for part in there)
     band[:, :top], band[:, bottom:], band[:, :, :left], band[:, :, right:] = 0, 0, 0, 0
-    band[:, *there] = source[:, *seen]
+    band[:, *there] = values
     return band
 
 
@@ -272,11 +346,6 @@ def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
     return dx
 
 
-def rows(x: Array, part: Block) -> Array:
-    """Some rows of some images: (images, rows, columns, C), a view."""
-    return x[part[0], :, part[1]].transpose(0, 2, 3, 1)
-
-
 def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[Tap]:
     """For each cell of the kernel along an axis (0: rows, 1: columns): the output cells for which it falls inside the
     image, and the input cells it falls on.
@@ -302,7 +371,7 @@ class Tap(NamedTuple):
     first: int  # the input cell it falls on for the first of them
     stride: int
 
-    def index(self, start: int = 0, stop: int | None = None) -> tuple[Index, Index]:
+    def cells(self, start: int = 0, stop: int | None = None) -> tuple[Index, Index]:
         """Where in the output and where in the input, for output cells from `start` to before `stop`."""
         start, stop = max(start, self.out.start), self.out.stop if stop is None else min(stop, self.out.stop)
         first = self.first + (start - self.out.start) * self.stride
@@ -325,12 +394,12 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
     reached = best.shape[cells[0].axis + 1]  # from here on, output cells have met a cell of the kernel already
     for v, tap in enumerate(cells):
         if tap.out.start < reached:
-            o, i = tap.index(stop=reached)
+            o, i = tap.cells(stop=reached)
             best[o] = source[i]
             if winner is not None:
                 winner[o] = v
         if reached < tap.out.stop:
-            o, i = tap.index(start=reached)
+            o, i = tap.cells(start=reached)
             if winner is not None:
                 larger = scratch("mask", best[o].shape, BYTE)
                 np.greater(source[i], best[o], out=larger.view(bool))
@@ -342,7 +411,7 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
 
 def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
     """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
-    numbered = [(v, *tap.index()) for v, tap in enumerate(cells)]
+    numbered = [(v, *tap.cells()) for v, tap in enumerate(cells)]
     covers_all = [upstream[o].shape == upstream.shape == target[i].shape == target.shape for _, o, i in numbered]
     numbered.sort(key=lambda entry: not covers_all[entry[0]])
     if not (add or any(covers_all)):
@@ -380,10 +449,10 @@ def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = np.zeros((*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
-        for o, i in (tap.index() for tap in taps(window, 1)):
+        for o, i in (tap.cells() for tap in taps(window, 1)):
             across[o] += source[i]
         out.fill(0)
-        for o, i in (tap.index() for tap in taps(window, 0, part[1], seen)):
+        for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
             out[o] += across[i]
         out *= share[part[1]]
 
@@ -402,10 +471,10 @@ def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
             seen = seen_rows(window, part)
             spread = rows(dy, part) * share[part[1]]
             d_across = np.zeros((len(spread), seen.stop - seen.start, window.output[1], c), dy.dtype)
-            for o, i in (tap.index() for tap in taps(window, 0, part[1], seen)):
+            for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
                 d_across[i] += spread[o]
             target = rows(dx, (part[0], seen))
-            for o, i in (tap.index() for tap in taps(window, 1)):
+            for o, i in (tap.cells() for tap in taps(window, 1)):
                 target[i] += d_across[o]
 
     each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
@@ -426,26 +495,39 @@ def reciprocal_counts(window: Window, count_padding: bool, dtype: np.dtype) -> A
 
 
 def statistics(x: Array) -> tuple[Array, Array]:
-    matrix = pixels(x)
-    parts = row_blocks(matrix)
-    means, squares = np.empty((2, len(parts), matrix.shape[1]))
+    m = pixels(x)
+    parts = row_blocks(m)
+    found: dict[int, Moments] = {}
+    each(lambda i: found.update({i: moments(m[parts[i]])}), range(len(parts)))
+    return merged(found)
 
-    def block(i: int) -> None:
-        # Sums of x − shift, not of x: Σx² − (Σx)²/n would lose the variance of a channel far from zero.
-        values = matrix[parts[i]]
-        shift = column_sums(values) / len(values)
-        wide, tiled = widen(values, repeated(shift))
-        centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
-        first = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
-        centred *= centred
-        second = column_sums(centred).reshape(-1, matrix.shape[1]).sum(0, dtype=np.float64)
-        means[i] = shift + first / len(values)
-        squares[i] = second - first * first / len(values)
 
-    each(block, range(len(parts)))
-    sizes = np.array([[part.stop - part.start] for part in parts], dtype=np.float64)
-    mean = (sizes * means).sum(0) / len(matrix)
-    return mean, (squares + sizes * (means - mean) ** 2).sum(0) / len(matrix)
+class Moments(NamedTuple):
+    """Of the rows of a matrix: how many, their mean, and the sum of squares around it, float64 (C,)."""
+
+    n: int
+    mean: Array
+    squares: Array
+
+
+def moments(values: Array) -> Moments:
+    # Sums of x − shift, not of x: Σx² − (Σx)²/n would lose the variance of a channel far from zero.
+    n, c = values.shape
+    shift = column_sums(values) / n
+    wide, tiled = widen(values, repeated(shift))
+    centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
+    first = column_sums(centred).reshape(-1, c).sum(0, dtype=np.float64)
+    centred *= centred
+    second = column_sums(centred).reshape(-1, c).sum(0, dtype=np.float64)
+    return Moments(n, shift + first / n, second - first * first / n)
+
+
+def merged(found: dict[int, Moments]) -> tuple[Array, Array]:
+    """Mean and variance of all blocks together, summed in the order of their numbers."""
+    counts, means, squares = (np.array(column) for column in zip(*(found[i] for i in sorted(found)), strict=True))
+    n, counts = counts.sum(), counts[:, None]
+    mean = (counts * means).sum(0) / n
+    return mean, (squares + counts * (means - mean) ** 2).sum(0) / n
 
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
@@ -469,29 +551,47 @@ def batch_norm_dx(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
-    threshold = -shift  # x·scale + shift ≤ 0 where x·scale ≤ threshold, exactly
-    centre = repeated(mean.astype(x.dtype))
+    source, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
     dx = empty_images(np, x.shape, x.dtype)
-    source, upstream, target = pixels(x), pixels(dy), pixels(dx)
-    c = source.shape[1]
-    parts = row_blocks(source)
+
+    def block(part: Block) -> None:
+        rows(dx, part)[...] = source(part)
+
+    each(block, blocks(len(x), x.shape[2:], x.itemsize * x.shape[1], BLOCK_BYTES))
+    return dx, dgamma, dbeta
+
+
+def through_batch_norm(
+    dys: list[Array], x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
+    through_statistics: bool,
+) -> tuple[Source, Array, Array]:  # fmt: skip
+    """The gradient of x, to be computed block by block where it is read; dgamma and dbeta.
+
+    dys   the upstream gradient, cut along the channels
+    """
+    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    threshold = -shift  # x·scale + shift > 0 where x·scale > threshold, exactly
+    centre = repeated(mean.astype(x.dtype))
+    c = x.shape[1]
+    dz = dys[0] if len(dys) == 1 and not relu else empty_images(np, x.shape, x.dtype)  # the gradient before the ReLU
+    parts = blocks(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
     sums = np.empty((2, len(parts), c))
 
     def reduce(i: int) -> None:
-        """dz, the gradient before the ReLU, into dx; Σ dz and Σ dz·(x − mean)."""
-        dz, s, edge, m = widen(target[parts[i]], scale, threshold, centre)
-        values, up = source[parts[i]].reshape(dz.shape), upstream[parts[i]].reshape(dz.shape)
-        product = scratch("product", dz.shape, dz.dtype)
-        if relu:
-            passed = scratch("mask", dz.shape, BYTE).view(bool)
-            np.greater(np.multiply(values, s, out=product), edge, out=passed)
-            keep_where(passed, up, out=dz)
-        else:
-            dz[...] = up
+        """dz; Σ dz and Σ dz·(x − mean)."""
+        values, s, edge, m = widen(matrix(rows(x, parts[i])), scale, threshold, centre)
+        before, product = joined(dys, parts[i]).reshape(values.shape), scratch("product", values.shape, x.dtype)
+        if dz is not dys[0]:
+            after, before = before, matrix(rows(dz, parts[i])).reshape(values.shape)
+            if relu:
+                passed = scratch("mask", values.shape, BYTE).view(bool)
+                np.greater(np.multiply(values, s, out=product), edge, out=passed)
+                keep_where(passed, after, out=before)
+            else:
+                before[...] = after
         np.subtract(values, m, out=product)
-        product *= dz
-        for total, summands in zip(sums[:, i], (dz, product), strict=True):
+        product *= before
+        for total, summands in zip(sums[:, i], (before, product), strict=True):
             total[...] = column_sums(summands).reshape(-1, c).sum(0, dtype=np.float64)
 
     each(reduce, range(len(parts)))
@@ -499,21 +599,35 @@ def batch_norm_dx(
     dot += (mean.astype(x.dtype) - mean) * dbeta  # Σ dz·(x − mean) with the mean before it was rounded
     dgamma = dot / np.sqrt(var + eps)
     # dx = scale · (dz − mean(dz) − (x − mean) · mean(dz·(x − mean)) / (var + eps)), as dz·scale + x·slope + offset
-    n = len(source) if through_statistics else np.inf
+    n = x.size // c if through_statistics else np.inf
     full = gamma / np.sqrt(var + eps)  # float64
     by_x = -full * dot / (n * (var + eps))
     slope, offset = (repeated(v.astype(x.dtype)) for v in (by_x, -full * dbeta / n - by_x * mean))
 
-    def combine(part: slice) -> None:
-        dz, s, a, b = widen(target[part], scale, slope, offset)
-        dz *= s
+    def source(part: Block) -> Array:
+        values, s, a, b = widen(matrix(rows(x, part)), scale, slope, offset)
+        dx = scratch("dx", values.shape, x.dtype)
+        np.multiply(matrix(rows(dz, part)).reshape(values.shape), s, out=dx)
         if through_statistics:
-            linear = np.multiply(source[part].reshape(dz.shape), a, out=scratch("linear", dz.shape, dz.dtype))
+            linear = np.multiply(values, a, out=scratch("product", values.shape, x.dtype))
             linear += b
-            dz += linear
+            dx += linear
+        return dx.reshape(rows(x, part).shape)
 
-    each(combine, parts)
-    return dx, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+    return source, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+
+def joined(xs: list[Array], part: Block) -> Array:
+    """A block of several images side by side, as one matrix (pixels, ΣC) in C order."""
+    grids = [rows(x, part) for x in xs]
+    if len(grids) == 1 and grids[0].flags.c_contiguous:
+        return matrix(grids[0])
+    whole = scratch("joined", (*grids[0].shape[:3], sum(x.shape[1] for x in xs)), xs[0].dtype)
+    end = 0
+    for grid in grids:
+        start, end = end, end + grid.shape[3]
+        whole[..., start:end] = grid
+    return matrix(whole)
 
 
 def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array]:

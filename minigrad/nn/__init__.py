@@ -7,12 +7,14 @@ from minigrad.nn.layers import (
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
+    ConvNormReLU,
     Dropout,
     Flatten,
     Linear,
     LocalResponseNorm,
     MaxPool2d,
     ReLU,
+    together,
 )
 from minigrad.nn.module import Module, Parameter
 
@@ -22,6 +24,7 @@ __all__ = [
     "BatchNorm2d",
     "Branches",
     "Conv2d",
+    "ConvNormReLU",
     "Dropout",
     "Flatten",
     "Linear",
@@ -32,4 +35,5 @@ __all__ = [
     "ReLU",
     "Sequential",
     "init",
+    "together",
 ]

@@ -6,12 +6,12 @@ import itertools
 from typing import Any
 
 from minigrad import backend, ops
-from minigrad.errors import ShapeError
+from minigrad.errors import MinigradError, ShapeError
 from minigrad.layout import Array, pair
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, new_parameter
 from minigrad.random import Key, next_key
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, watcher
 
 Size = int | tuple[int, int]
 
@@ -97,6 +97,60 @@ class BatchNorm2d(Module):
 
     def describe(self) -> str:
         return f"{self.gamma.shape[0]}, eps={self.eps}, momentum={self.momentum}{', relu=True' if self.relu else ''}"
+
+
+class ConvNormReLU(Module):
+    """Convolution, batch norm and ReLU as one: see ops.conv_bn_relu.
+
+    Its children `conv` and `batchnorm` (which has relu=True) work alone, too.
+    """
+
+    def __init__(self, conv: Conv2d, batchnorm: BatchNorm2d):
+        self.conv, self.batchnorm = conv, batchnorm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return together(x, self)[0]
+
+
+def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
+    """The results of units that see the same input: computed at once where they differ in their filters alone."""
+    conv, norm = units[0].conv, units[0].batchnorm
+    kinds = {
+        (u.conv.kernel_size, u.conv.stride, u.conv.padding, u.conv.bias is None, u.batchnorm.eps, u.batchnorm.momentum)
+        for u in units
+    }
+    modes = {u.batchnorm.training for u in units}
+    alone = len(units) == 1
+    if len(kinds) + len(modes) > 2:
+        return [unit(x) for unit in units]
+    if modes == {False} and any(tensor.needs_grad for tensor in (x, *(p for u in units for p in u.parameters()))):
+        return [unit.batchnorm(unit.conv(x)) for unit in units]  # folded into the filters it would have no gradient
+    parts = [
+        ops.ConvNorm(u.conv.weight, u.conv.bias, u.batchnorm.gamma, u.batchnorm.beta,
+                     u.batchnorm.running_mean.data, u.batchnorm.running_var.data)
+        for u in units
+    ]  # fmt: skip
+    watching, events = watcher.get(), []
+    token = watcher.set(lambda *event: events.append(event))
+    try:
+        results = ops.conv_bn_relu(
+            x,
+            parts,
+            stride=conv.stride,
+            padding=conv.padding,
+            training=norm.training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+        )
+    except MinigradError:  # one by one they say which of them it is
+        return [unit.batchnorm(unit.conv(x)) if alone else unit(x) for unit in units]
+    finally:
+        watcher.reset(token)
+    if watching is not None:
+        for unit, event in zip(units, events, strict=True):
+            with unit.called():
+                watching(*event)
+    return results
 
 
 class LocalResponseNorm(Module):

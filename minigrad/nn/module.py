@@ -8,6 +8,7 @@ optimizer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -51,12 +52,17 @@ class Module:
 
     def __call__(self, *inputs: Any) -> Any:
         """Run `forward`. An exception on its way out learns the path of the layer in which it was raised."""
+        with self.called(), blas_on_one_thread():
+            return self.forward(*inputs)
+
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """What surrounds a call: whoever observes is told of it, and exceptions learn where they were raised."""
         watching = observer.get()
         if watching is not None:
             watching.enter(self)
         try:
-            with blas_on_one_thread():
-                return self.forward(*inputs)
+            yield
         except Exception as error:
             self._locate(error)
             raise

@@ -6,18 +6,20 @@ kept in memory until backward.
 """
 
 from minigrad.ops.activation import dropout, log_softmax, relu, softmax
-from minigrad.ops.conv import conv2d
+from minigrad.ops.conv import ConvNorm, conv2d, conv_bn_relu
 from minigrad.ops.dense import concat, linear
 from minigrad.ops.loss import cross_entropy
 from minigrad.ops.norm import batch_norm, local_response_norm
 from minigrad.ops.pool import adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
 
 __all__ = [
+    "ConvNorm",
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "batch_norm",
     "concat",
     "conv2d",
+    "conv_bn_relu",
     "cross_entropy",
     "dropout",
     "global_avg_pool2d",

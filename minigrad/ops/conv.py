@@ -1,11 +1,19 @@
-"""Convolution."""
+"""Convolution, alone and with the batch norm and ReLU that follow it in these networks."""
 
 from __future__ import annotations
 
-from minigrad.errors import ShapeError
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minigrad.backend import array_module
+from minigrad.errors import GraphError, ShapeError
 from minigrad.kernels import kernels
-from minigrad.layout import Array, Window
-from minigrad.tensor import Tensor, check_alike, record
+from minigrad.layout import Array, Window, joined_filters
+from minigrad.ops.norm import check_count, move_running
+from minigrad.tensor import Tensor, check_alike, record, record_parts
+
+Size = int | tuple[int, int]
 
 
 def conv2d(
@@ -13,8 +21,8 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    stride: Size = 1,
+    padding: Size = 0,
 ) -> Tensor:
     """Cross-correlate every image with every filter.
 
@@ -29,16 +37,7 @@ def conv2d(
     costs    N·O·OH·OW·C·KH·KW multiply-adds, twice that again in backward
     raises   ShapeError if the channels differ or no window fits
     """
-    check_alike("conv2d", x, weight, *([] if bias is None else [bias]))
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        got = f"{x.shape[1]} channels" if x.ndim == 4 else f"an input of shape {x.shape}"
-        wants = f"{weight.shape[1]} channels" if x.ndim == 4 and weight.ndim == 4 else "(N, C, H, W)"
-        raise ShapeError(f"conv2d got {got}, weight {weight.shape} wants {wants}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"conv2d got a bias of shape {bias.shape} for {weight.shape[0]} filters")
-    if x.size == 0:
-        raise ShapeError(f"conv2d got an empty input {x.shape}")
-    window = Window.of(x.shape[2:], weight.shape[2:], stride, padding)
+    window = _window(x, weight, bias, stride, padding)
     # What backward needs is captured now, as arrays: it must not see what the tensors hold by then.
     images_in, filters, needs_dx = x.data, weight.data, x.needs_grad
     needs_dw, with_bias = weight.needs_grad, bias is not None
@@ -50,3 +49,100 @@ def conv2d(
 
     multiply_adds = y.size * filters[0].size
     return record("conv2d", y, (x, weight, bias), backward, multiply_adds=multiply_adds)
+
+
+class ConvNorm(NamedTuple):
+    """What a convolution and the batch norm after it consist of: see conv2d and batch_norm."""
+
+    weight: Tensor
+    bias: Tensor | None
+    gamma: Tensor
+    beta: Tensor
+    running_mean: Array
+    running_var: Array
+
+
+def conv_bn_relu(
+    x: Tensor,
+    units: Sequence[ConvNorm],
+    *,
+    stride: Size = 1,
+    padding: Size = 0,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> list[Tensor]:
+    """relu(batch_norm(conv2d(x))) for one unit, or for several that see the same input through the same window.
+
+    Their filters side by side are one filter bank: one product reads x once, and in backward one product gives dx,
+    where several units would each give a part. In training, the statistics are taken from each block of the
+    convolution's result while it is in the cache, and the gradient of that result is computed block by block where
+    the convolution's backward reads it. In evaluation, batch norm is an affine map and is folded into the filters.
+
+    x        (N, C, H, W)
+    returns  (N, Oᵢ, OH, OW) for each unit
+    saves    x, the filters, the convolution's result, and two numbers per channel
+    costs    what the convolutions cost
+    raises   what conv2d and batch_norm raise; GraphError for a gradient in evaluation
+    """
+    windows = [_window(x, unit.weight, unit.bias, stride, padding) for unit in units]
+    if any(window != windows[0] for window in windows) or len({unit.bias is None for unit in units}) > 1:
+        shapes = ", ".join(str(unit.weight.shape) for unit in units)
+        raise ShapeError(f"conv_bn_relu wants filters of one size, all with a bias or none: got {shapes}")
+    parameters = [parameter for unit in units for parameter in unit[:4]]
+    check_alike("conv_bn_relu", x, *(parameter for parameter in parameters if parameter is not None))
+    if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):
+        raise GraphError("conv_bn_relu in evaluation has no gradient: use batch_norm(conv2d(x)), or no_grad()")
+    k, xp, window = kernels(x.data), array_module(x.data), windows[0]
+    images_in, filters = x.data, joined_filters([unit.weight.data for unit in units])
+    gamma, beta = (xp.concatenate([p.data for p in ps]) for ps in ([u.gamma for u in units], [u.beta for u in units]))
+    biases = [unit.bias.data for unit in units if unit.bias is not None]
+    bias = xp.concatenate(biases) if biases else None
+    ends = list(itertools.accumulate(len(unit.gamma) for unit in units))
+    parts = [slice(end - len(unit.gamma), end) for unit, end in zip(units, ends, strict=True)]
+    if not training:
+        mean, var = (xp.concatenate(vs) for vs in ([u.running_mean for u in units], [u.running_var for u in units]))
+        scale = gamma / xp.sqrt(var.astype(xp.float64) + eps)
+        shift = beta + ((0 if bias is None else bias) - mean) * scale
+        z = k.conv2d_relu(
+            images_in, filters * scale.astype(x.dtype)[:, None, None, None], shift.astype(x.dtype), window
+        )
+        return record_parts("conv_bn_relu", [z[:, part] for part in parts], (), list, multiply_adds=_costs(z, units))
+    check_count((len(images_in), len(filters), *window.output))
+    needs_dx = x.needs_grad
+    y, mean, var = k.conv2d_statistics(images_in, filters, bias, window)
+    for unit, part in zip(units, parts, strict=True):
+        move_running(unit.running_mean, unit.running_var, mean[part], var[part], y.size // len(filters), momentum)
+    z = k.batch_norm(y, mean, var, gamma, beta, eps, True)
+    shapes = [z[:, part].shape for part in parts]
+
+    def backward(dzs: list[Array | None]) -> list[Array | None]:
+        given = [xp.zeros(shape, y.dtype) if dz is None else dz for dz, shape in zip(dzs, shapes, strict=True)]
+        dx, dw, db, dgamma, dbeta = k.conv_bn_relu_backward(
+            given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx, bias is not None
+        )
+        gradients = (dw, db, dgamma, dbeta)
+        return [dx, *(None if whole is None else whole[part] for part in parts for whole in gradients)]
+
+    return record_parts(
+        "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), backward, multiply_adds=_costs(z, units)
+    )
+
+
+def _window(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size) -> Window:
+    """The window of a convolution; ShapeError where its operands do not fit together."""
+    check_alike("conv2d", x, weight, *([] if bias is None else [bias]))
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        got = f"{x.shape[1]} channels" if x.ndim == 4 else f"an input of shape {x.shape}"
+        wants = f"{weight.shape[1]} channels" if x.ndim == 4 and weight.ndim == 4 else "(N, C, H, W)"
+        raise ShapeError(f"conv2d got {got}, weight {weight.shape} wants {wants}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"conv2d got a bias of shape {bias.shape} for {weight.shape[0]} filters")
+    if x.size == 0:
+        raise ShapeError(f"conv2d got an empty input {x.shape}")
+    return Window.of(x.shape[2:], weight.shape[2:], stride, padding)
+
+
+def _costs(z: Array, units: Sequence[ConvNorm]) -> list[int]:
+    """Multiply-adds of each unit: pixels times the size of its weight."""
+    return [z.size // z.shape[1] * unit.weight.size for unit in units]

@@ -42,16 +42,9 @@ def batch_norm(
         raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, C, H, W)")
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
     if training:
-        n = x.size // x.shape[1]
-        if n < 2:
-            raise ShapeError(
-                f"batch_norm in training needs more than one value per channel, got input {x.shape}: use a batch of "
-                "two or more images, or model.eval()"
-            )
+        check_count(x.shape)
         mean, var = k.statistics(images_in)
-        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-            running *= 1 - momentum
-            running += (momentum * batch).astype(running.dtype)
+        move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
     else:
         wide = array_module(running_mean).float64
         mean, var = running_mean.astype(wide), running_var.astype(wide)
@@ -61,6 +54,22 @@ def batch_norm(
         return k.batch_norm_dx(dy, images_in, mean, var, scale, shift, eps, relu, training)
 
     return record("batch_norm", y, (x, gamma, beta), backward)
+
+
+def check_count(shape: tuple[int, ...]) -> None:
+    """Raise ShapeError where the statistics of a batch (N, C, H, W) would be those of a single value."""
+    if shape[0] * shape[2] * shape[3] < 2:
+        raise ShapeError(
+            f"batch_norm in training needs more than one value per channel, got input {shape}: use a batch of "
+            "two or more images, or model.eval()"
+        )
+
+
+def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
+    """Move the running statistics towards a batch's, in place: the unbiased variance of its n values a channel."""
+    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+        running *= 1 - momentum
+        running += (momentum * batch).astype(running.dtype)
 
 
 def local_response_norm(x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
