@@ -29,8 +29,11 @@ Sizes have been checked by the op that calls.
         dzs (N, Oᵢ, OH, OW), ΣOᵢ = O
     max_pool(x, window) -> y
         padding is −∞
-    max_pool_dx(dy, x, y, window) -> dx
-        dy goes to the window's first maximum in row-major order
+    max_pool_winners(x, window) -> y, [across, down]
+        max_pool, and where the maxima are: which cell of its row of the kernel has a row's maximum (N, C, H, OW), and
+        which row of the kernel has the window's (N, C, OH, OW); int8, the first of several equals
+    max_pool_dx(dy, winners, window) -> dx
+        dy goes to the winner, which is the window's first maximum in row-major order
     avg_pool(x, window, count_padding) -> y
         the sum of the cells inside the image over their number, or over the number inside the padded image
     avg_pool_dx(dy, window, count_padding) -> dx

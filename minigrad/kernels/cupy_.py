@@ -147,27 +147,55 @@ def conv2d_backward(
 
 
 def max_pool(x: Array, window: Window) -> Array:
-    """The maximum of the taps; `maximum` lets NaN through."""
-    xp = array_module(x)
-    g = padded(xp, grid(x), window, -float("inf"))
-    y = xp.full((x.shape[0], *window.output, x.shape[1]), -float("inf"), x.dtype)
-    for _, _, seen in taps(window):
-        xp.maximum(y, g[seen], out=y)
-    return ungrid(y)
+    """The maximum across the columns, then down the rows."""
+    return max_pool_winners(x, window)[0]
 
 
-def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
-    """Every tap that equals the maximum takes dy, unless an earlier one has taken it."""
-    xp, dy_grid, y_grid = array_module(x), grid(dy), grid(y)
-    g = padded(xp, grid(x), window, float("nan"))  # NaN equals nothing: padding takes no part, even if y is −∞
-    dx = xp.zeros_like(g)
-    free = xp.ones(y_grid.shape, bool)
-    for _, _, seen in taps(window):
-        first = (g[seen] == y_grid) & free
-        free ^= first
-        part = dx[seen]
-        part += xp.where(first, dy_grid, 0)  # not dy · first: ∞ · 0 would be NaN
-    return ungrid(xp.ascontiguousarray(cropped(dx, window)))
+def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
+    """The same, and which cell had the maximum first."""
+    across, first_across = maximum_along(grid(x), window, 1)
+    y, first_down = maximum_along(across, window, 0)
+    return ungrid(y), [ungrid(first_across), ungrid(first_down)]
+
+
+def maximum_along(g: Array, window: Window, axis: int) -> tuple[Array, Array]:
+    """The maximum of every window along one axis of a grid, and the number of the cell that has it first.
+
+    `maximum` lets NaN through.
+    """
+    xp, (size, _, s, p, out) = array_module(g), (pair[axis] for pair in window)
+    lead = (slice(None),) * (1 + axis)
+    room = [(0, 0)] * 4
+    room[1 + axis] = (p, max(0, (out - 1) * s + window.kernel[axis] - p - size))
+    g = xp.pad(g, room, constant_values=-float("inf"))
+    stops = [1, 1, 1, 1]
+    stops[1 + axis] = out
+    inside = xp.maximum(p - s * xp.arange(out), 0).astype("int8").reshape(stops)  # padding before it is no winner
+    best = g[(*lead, slice(0, (out - 1) * s + 1, s))].copy()
+    first = xp.zeros(best.shape, "int8") + inside
+    for v in range(1, window.kernel[axis]):
+        cell = g[(*lead, slice(v, v + (out - 1) * s + 1, s))]
+        first = xp.where(cell > best, xp.int8(v), first)
+        best = xp.maximum(best, cell)
+    return best, first
+
+
+def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
+    """dy goes to the winning row, then to the winning column in it."""
+    across, down = (grid(w) for w in winners)
+    return ungrid(hand_along(hand_along(grid(dy), down, window, 0), across, window, 1))
+
+
+def hand_along(dy: Array, first: Array, window: Window, axis: int) -> Array:
+    """The transpose of `maximum_along`."""
+    xp, (size, k, s, p, out) = array_module(dy), (pair[axis] for pair in window)
+    lead, shape = (slice(None),) * (1 + axis), list(dy.shape)
+    shape[1 + axis] = max(p + size, (out - 1) * s + k)
+    dx = xp.zeros(shape, dy.dtype)
+    for v in range(k):
+        cell = dx[(*lead, slice(v, v + (out - 1) * s + 1, s))]
+        cell += xp.where(first == v, dy, 0)  # not dy · mask: ∞ · 0 would be NaN
+    return xp.ascontiguousarray(dx[(*lead, slice(p, p + size))])
 
 
 def divisors(xp: Any, window: Window, count_padding: bool, dtype: Any) -> Array:

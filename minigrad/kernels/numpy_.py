@@ -306,6 +306,17 @@ def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slic
 
 
 def max_pool(x: Array, window: Window) -> Array:
+    return maximum_of_windows(x, window, None)
+
+
+def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
+    n, c, h, _ = x.shape
+    oh, ow = window.output
+    winners = [empty_images(np, (n, c, *size), BYTE) for size in ((h, ow), (oh, ow))]
+    return maximum_of_windows(x, window, winners), winners
+
+
+def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) -> Array:
     y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
 
     def block(part: Block) -> None:
@@ -313,36 +324,30 @@ def max_pool(x: Array, window: Window) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
-        maximum_of(source, taps(window, 1), across)
-        maximum_of(across, taps(window, 0, part[1], seen), out)
+        won = (rows(winners[0], (part[0], seen)), rows(winners[1], part)) if winners else (None, None)
+        maximum_of(source, taps(window, 1), across, won[0])
+        maximum_of(across, taps(window, 0, part[1], seen), out, won[1])
 
     each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
-def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
-    dx = empty_images(np, x.shape, x.dtype)
+def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
+    dx = empty_images(np, (*dy.shape[:2], *window.input), dy.dtype)
 
     def block(parts: list[Block]) -> None:
         alone = len(parts) == 1  # else they are bands of one image, and where their windows overlap gradients add up
         if not alone:
             rows(dx, (parts[0][0], slice(None)))[...] = 0
         for part in parts:
-            # dy goes back the way the maximum came, down the rows, then across the columns, each time to the first
-            # maximum of a line. That is the window's first maximum in row-major order.
+            # dy goes back the way the maximum came: down the rows, then across the columns.
             seen = slice(0, window.input[0]) if alone else seen_rows(window, part)
-            columns, down = taps(window, 1), taps(window, 0, part[1], seen)
-            source, upstream = rows(x, (part[0], seen)), rows(dy, part)
-            across = scratch("across", (*source.shape[:2], *upstream.shape[2:]), x.dtype)
-            below = scratch("below", upstream.shape, x.dtype)
-            first_across, first_below = scratch("a", across.shape, BYTE), scratch("b", below.shape, BYTE)
-            maximum_of(source, columns, across, first_across)
-            maximum_of(across, down, below, first_below)
-            d_across = across  # whose values have served
-            hand_to(first_below, upstream, down, d_across)
-            hand_to(first_across, d_across, columns, rows(dx, (part[0], seen)), add=not alone)
+            upstream, target = rows(dy, part), rows(dx, (part[0], seen))
+            d_across = scratch("across", (*target.shape[:2], *upstream.shape[2:]), dy.dtype)
+            hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), d_across)
+            hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), target, add=not alone)
 
-    each(block, by_image(blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES)))
+    each(block, by_image(blocks(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
     return dx
 
 
@@ -359,7 +364,7 @@ def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None
     for v in range(k):
         low, high = max(first, -((v - p) // s)), min(last, (size - 1 + p - v) // s + 1)  # 0 ≤ i·s − p + v < size
         if low < high:
-            found.append(Tap(axis, slice(low - first, high - first), low * s - p + v - start, s))
+            found.append(Tap(axis, v, slice(low - first, high - first), low * s - p + v - start, s))
     return found
 
 
@@ -367,6 +372,7 @@ class Tap(NamedTuple):
     """One cell of the kernel along an axis of (images, rows, columns, C)."""
 
     axis: int  # 0: rows, 1: columns
+    number: int
     out: slice  # the output cells for which it falls inside the image
     first: int  # the input cell it falls on for the first of them
     stride: int
@@ -390,20 +396,20 @@ def seen_rows(window: Window, part: Block) -> slice:
 
 
 def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | None = None) -> None:
-    """best = the maximum over the cells of the kernel; winner = which of `cells` has it, the first of several."""
+    """best = the maximum over the cells of the kernel; winner = the number of the first cell that has it."""
     reached = best.shape[cells[0].axis + 1]  # from here on, output cells have met a cell of the kernel already
-    for v, tap in enumerate(cells):
+    for tap in cells:
         if tap.out.start < reached:
             o, i = tap.cells(stop=reached)
             best[o] = source[i]
             if winner is not None:
-                winner[o] = v
+                winner[o] = tap.number
         if reached < tap.out.stop:
             o, i = tap.cells(start=reached)
             if winner is not None:
                 larger = scratch("mask", best[o].shape, BYTE)
                 np.greater(source[i], best[o], out=larger.view(bool))
-                larger *= BYTE.type(v)
+                larger *= BYTE.type(tap.number)
                 np.maximum(winner[o], larger, out=winner[o])
             np.maximum(best[o], source[i], out=best[o])
         reached = min(reached, tap.out.start)
@@ -411,15 +417,16 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
 
 def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
     """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
-    numbered = [(v, *tap.cells()) for v, tap in enumerate(cells)]
-    covers_all = [upstream[o].shape == upstream.shape == target[i].shape == target.shape for _, o, i in numbered]
-    numbered.sort(key=lambda entry: not covers_all[entry[0]])
-    if not (add or any(covers_all)):
+    # A cell that meets all of both, as the middle one does at stride 1, comes first: it leaves nothing to fill.
+    size = upstream.shape[cells[0].axis + 1], target.shape[cells[0].axis + 1]
+    complete = [tap for tap in cells if tap.stride == 1 and size == (tap.out.stop - tap.out.start,) * 2 and not add]
+    if not (add or complete):
         target.fill(0)
-    for turn, (v, o, i) in enumerate(numbered):
+    for tap in complete[:1] + [tap for tap in cells if tap not in complete[:1]]:
+        o, i = tap.cells()
         won = scratch("mask", upstream[o].shape, BYTE).view(bool)
-        np.equal(winner[o], BYTE.type(v), out=won)
-        if turn == 0 and any(covers_all) and not add:
+        np.equal(winner[o], BYTE.type(tap.number), out=won)
+        if tap in complete[:1]:
             keep_where(won, upstream[o], out=target[i])
         else:
             taken = scratch("taken", won.shape, upstream.dtype)

@@ -113,20 +113,38 @@ def max_pool(x: Array, window: Window) -> Array:
     return rounded(y, x)
 
 
-def max_pool_dx(dy: Array, x: Array, y: Array, window: Window) -> Array:
-    """dx[n, c, h, w] = Σ of dy[n, c, i, j] over the windows whose first maximum, row by row, is (h, w).
+def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
+    """The maximum, and which cell has it, in two steps:
 
-    Ties are the normal case after ReLU, where whole windows are zero. A window with a NaN gives nothing.
+        across[n, c, h, j] = the first v with x[n, c, h, w] = the maximum of that row of the kernel
+        down[n, c, i, j]   = the first u with that row's maximum = y[n, c, i, j]
+
+    Together they are the window's first maximum, row by row. Ties are the normal case after ReLU, where whole windows
+    are zero.
     """
-    (dy64,) = double(dy)
-    dx = np.zeros(x.shape)
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            for i, j in stops(window):
-                for _, _, h, w in cells(window, i, j):
-                    if x[n, c, h, w] == y[n, c, i, j]:
-                        dx[n, c, h, w] += dy64[n, c, i, j]
-                        break
+    y, kh, channels = max_pool(x, window), window.kernel[0], x.shape[:2]
+    across, down = np.zeros((*channels, window.input[0], window.output[1]), np.int8), np.zeros(y.shape, np.int8)
+    for n, c in np.ndindex(channels):
+        for i, j in stops(window):
+            first = np.full(kh, -np.inf), np.full(kh, -1)  # each row's maximum, and its v
+            for u, v, h, w in cells(window, i, j):
+                if first[1][u] < 0 or x[n, c, h, w] > first[0][u]:
+                    first[0][u], first[1][u] = x[n, c, h, w], v
+                across[n, c, h, j] = first[1][u]
+            inside = [u for u in range(kh) if first[1][u] >= 0]
+            down[n, c, i, j] = max(inside, key=lambda u: first[0][u])  # the first of several
+    return y, [channels_last(np, across), channels_last(np, down)]
+
+
+def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
+    """dx[n, c, h, w] = Σ of dy[n, c, i, j] over the windows whose winner is (h, w)"""
+    (dy64,), (across, down) = double(dy), winners
+    dx = np.zeros((*dy.shape[:2], *window.input))
+    for n, c in np.ndindex(dy.shape[:2]):
+        for i, j in stops(window):
+            h = i * window.stride[0] + down[n, c, i, j] - window.padding[0]
+            w = j * window.stride[1] + across[n, c, h, j] - window.padding[1]
+            dx[n, c, h, w] += dy64[n, c, i, j]
     return rounded(dx, dy)
 
 

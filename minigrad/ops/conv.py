@@ -87,8 +87,8 @@ def conv_bn_relu(
     """
     windows = [_window(x, unit.weight, unit.bias, stride, padding) for unit in units]
     if any(window != windows[0] for window in windows) or len({unit.bias is None for unit in units}) > 1:
-        shapes = ", ".join(str(unit.weight.shape) for unit in units)
-        raise ShapeError(f"conv_bn_relu wants filters of one size, all with a bias or none: got {shapes}")
+        sizes = ", ".join(str(unit.weight.shape) for unit in units)
+        raise ShapeError(f"conv_bn_relu wants filters of one size, all with a bias or none: got {sizes}")
     parameters = [parameter for unit in units for parameter in unit[:4]]
     check_alike("conv_bn_relu", x, *(parameter for parameter in parameters if parameter is not None))
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):

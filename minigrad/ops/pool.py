@@ -44,13 +44,17 @@ def max_pool2d(
     x        (N, C, H, W)
     stride   kernel_size if None
     returns  (N, C, OH, OW),  OH = ⌊(H + 2p − K) / s⌋ + 1; rounded up in ceil mode (see layout.Window)
-    saves    x, y
+    saves    which cell of each window it was, two bytes
     raises   ShapeError if no window fits, or the padding is more than half of the kernel
     """
     window = pooling_window("max_pool2d", x, kernel_size, stride, padding, ceil_mode)
-    images_in, k = x.data, kernels(x.data)
-    y = k.max_pool(images_in, window)
-    return record("max_pool2d", y, (x,), lambda dy: k.max_pool_dx(dy, images_in, y, window))
+    if max(window.kernel) > 127:
+        raise ShapeError(f"max_pool2d takes kernels up to 127×127, got {window.kernel}")
+    k = kernels(x.data)
+    if not x.needs_grad:
+        return record("max_pool2d", k.max_pool(x.data, window), (x,), lambda dy: None)
+    y, winners = k.max_pool_winners(x.data, window)
+    return record("max_pool2d", y, (x,), lambda dy: k.max_pool_dx(dy, winners, window))
 
 
 def avg_pool2d(
