@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigrad.kernels import winograd
 from minigrad.kernels.blocks import (
     BLOCK_BYTES,
+    LANES,
     PATCH_BYTES,
     Block,
     blocks,
@@ -30,13 +32,14 @@ from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
 BYTE = np.dtype(np.int8)
 Index = tuple[slice, ...]
-LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 
 
 # --- convolution
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    if winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d(x, weight, bias, window)
     filters = np.ascontiguousarray(filter_matrix(weight).T)  # (KH·KW·C, O)
     y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
 
@@ -101,6 +104,8 @@ def conv2d_backward(
     if window.stride != (1, 1) or 2 * ph >= kh or 2 * pw >= kw or not (needs_dx and needs_dw):
         dx = conv2d_dx(dy, weight, window) if needs_dx else None
         return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
+    if winograd.pays(x.shape, o, window):
+        return winograd.conv2d_backward(dy, x, weight, window, with_bias)
     # Each pixel of x gathers the patch of dy that it had a part in. One patch matrix gives both gradients:
     # dx = patches · filters turned by 180°, and the turned filters' gradient = patchesᵀ · x.
     mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
