@@ -16,7 +16,7 @@ import pytest
 
 from minigrad import threads
 from minigrad.backend import to_host
-from minigrad.kernels import cupy_, kernels, reference
+from minigrad.kernels import cupy_, kernels, numpy_, reference, winograd
 from minigrad.layout import Array, Window, filter_matrix, images, pixels
 from minigrad.random import Key, integers, normal
 
@@ -336,6 +336,47 @@ def test_filters_keep_their_memory(k: Any, xp: Any, dtype: str) -> None:
     assert (to_host(dw) == 7).all()
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 1), (0, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 5, 13, 14), (3, 2, 2, 2), (2, 4, 1, 1), (2, 1, 4, 9)], ids=str)
+def test_winograd(dtype: str, shape: tuple[int, ...], padding: Any, layout: str) -> None:
+    """Tiles that stick out, tiles of nothing but padding; few channels, for which the table takes im2col."""
+    if min(shape[2:]) + 2 * np.min(padding) < 3:
+        padding = 1
+    case = Case("conv2d", shape, padding=padding)
+    assert not winograd.pays(shape, case.filters, case.window)
+    (y,) = call(winograd, "conv2d", bring_all(np, case.name, arguments(case), dtype, layout), dtype)
+    assert_close(y, expected(case)[0], TOLERANCE[dtype])
+    if np.max(padding) > 1:
+        return
+    case = case._replace(name="conv2d_backward")
+    dy, x, weight, window, _, _, with_bias = bring_all(np, case.name, arguments(case), dtype, layout)
+    results = call(winograd, "conv2d_backward", [dy, x, weight, window, with_bias], dtype)
+    for actual, wanted in zip(results, expected(case), strict=True):
+        assert_close(actual, wanted, TOLERANCE[dtype])
+
+
+def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    for name in ("conv2d", "conv2d_backward"):
+        function = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *args, n=name, f=function: seen.append(n) or f(*args))
+
+    def taken(case: Case) -> list[str]:
+        seen.clear()
+        for name in ("conv2d", "conv2d_backward"):
+            getattr(numpy_, name)(*bring_all(np, name, arguments(case._replace(name=name)), "float32"))
+        return list(seen)
+
+    case = Case("conv2d", (1, 64, 28, 28), padding=1, filters=64)
+    assert taken(case) == ["conv2d", "conv2d_backward"]
+    assert taken(case._replace(shape=(1, 32, 28, 28))) == []  # few channels
+    assert taken(case._replace(filters=32)) == []
+    assert taken(case._replace(shape=(1, 64, 7, 7))) == []  # few pixels
+    assert taken(case._replace(stride=2)) == []
+    assert taken(case._replace(kernel=(1, 3), padding=(0, 1))) == []
+
+
 @on_every_backend
 @pytest.mark.parametrize("ceil_mode", [False, True], ids=["floor", "ceil"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -456,6 +497,8 @@ LARGE = [
             ((29, 64, 28, 28), 1, 1, 0, 32),  # the pixel matrix itself
             ((19, 16, 29, 29), 3, 2, 0, 24),
             ((9, 16, 33, 31), (1, 7), 1, (0, 3), 16),
+            ((1, 48, 67, 61), 3, 1, 1, 64),  # many channels: Winograd's, here in bands of rows of tiles
+            ((37, 56, 13, 14), 3, 1, 0, 48),
         )
     ),
     *(

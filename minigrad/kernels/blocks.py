@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 # lock between two threads, which every call does twice.
 PATCH_BYTES = 1 << 22  # the patches of one block
 BLOCK_BYTES = 1 << 20  # one operand of elementwise work
+LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 
 Block = tuple[slice, slice]  # some images, and some rows of their output
@@ -41,14 +42,14 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         np.setbufsize(before)
 
 
-def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int) -> list[Block]:
+def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256) -> list[Block]:
     """Cut n images of (rows, columns) into blocks within the budget: some whole images, or bands of one image.
 
     There are at least eight where the work is worth sharing, so that one image keeps several cores busy.
     """
     rows, columns = size
     area = rows * columns
-    wanted = max(min(budget // bytes_per_pixel, n * area // 8), 256)  # pixels of one block
+    wanted = max(min(budget // bytes_per_pixel, n * area // 8), least)  # pixels of one block
     if wanted >= area:
         return [(part, slice(0, rows)) for part in even(n, wanted // area)]
     bands = even(rows, max(wanted // columns, 1))

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigrad.kernels import winograd
 from minigrad.kernels.blocks import (
     BLOCK_BYTES,
+    LANES,
     PATCH_BYTES,
     Block,
     blocks,
@@ -33,13 +35,14 @@ from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 BYTE = np.dtype(np.int8)
 Index = tuple[slice, ...]
 Source = Callable[[Block], Array]  # a block of images to read, (images, rows, columns, C): stored, or computed then
-LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 
 
 # --- convolution
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    if winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d(x, weight, bias, window)
     return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window)
 
 
@@ -80,6 +83,8 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
 def conv2d_backward(
     dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
+    if needs_dx and needs_dw and max(window.padding) <= 1 and winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d_backward(dy, x, weight, window, with_bias)
     return both_gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
 
 
@@ -172,6 +177,9 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> 
     def finish(_: int, out: Array) -> None:
         np.maximum(out, 0, out=out)
 
+    if winograd.pays(x.shape, len(weight), window):
+        y = winograd.conv2d(x, weight, bias, window)
+        return np.maximum(y, 0, out=y)
     return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
 
 
@@ -181,6 +189,9 @@ def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Windo
     def finish(i: int, out: Array) -> None:
         found[i] = moments(out)
 
+    if winograd.pays(x.shape, len(weight), window):
+        y = winograd.conv2d(x, weight, bias, window)
+        return y, *statistics(y)
     y = correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
     return y, *merged(found)
 
@@ -190,6 +201,9 @@ def conv_bn_relu_backward(
     beta: Array, eps: float, needs_dx: bool, with_bias: bool,
 ) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
     upstream, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
+    if winograd.pays(x.shape, len(weight), window):  # whose tiles overlap: it reads dy more than once
+        dy = stored(upstream, y)
+        return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
     return *both_gradients(upstream, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
 
 
@@ -559,13 +573,18 @@ def batch_norm_dx(
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     source, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
-    dx = empty_images(np, x.shape, x.dtype)
+    return stored(source, x), dgamma, dbeta
+
+
+def stored(source: Source, like: Array) -> Array:
+    """What a source computes, as images of the shape of `like`."""
+    whole = empty_images(np, like.shape, like.dtype)
 
     def block(part: Block) -> None:
-        rows(dx, part)[...] = source(part)
+        rows(whole, part)[...] = source(part)
 
-    each(block, blocks(len(x), x.shape[2:], x.itemsize * x.shape[1], BLOCK_BYTES))
-    return dx, dgamma, dbeta
+    each(block, blocks(len(like), like.shape[2:], like.itemsize * like.shape[1], BLOCK_BYTES))
+    return whole
 
 
 def through_batch_norm(
