@@ -99,9 +99,18 @@ def pixels_in_a_row(n: int, most: int) -> int:
     return next(repeat for repeat in range(min(n, most), 0, -1) if n % repeat == 0)
 
 
-def column_sums(matrix: Array) -> Array:
-    """Σ over rows, as a product with ones: BLAS reads a matrix several times faster than ufunc.reduce does."""
-    return np.ones(len(matrix), matrix.dtype) @ matrix
+def column_sums(matrix: Array, c: int | None = None) -> Array:
+    """Σ over rows, as a product with ones: BLAS reads a matrix several times faster than ufunc.reduce does.
+
+    c   the number of channels, where several pixels were seen as one row
+    """
+    sums = ones(len(matrix), matrix.dtype) @ matrix
+    return sums if c is None or c == len(sums) else column_sums(sums.reshape(-1, c))
+
+
+@functools.lru_cache(maxsize=4096)
+def ones(n: int, dtype: np.dtype) -> Array:
+    return np.ones(n, dtype)
 
 
 # --- memory

@@ -537,9 +537,9 @@ def moments(values: Array) -> Moments:
     shift = column_sums(values) / n
     wide, tiled = widen(values, repeated(shift))
     centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
-    first = column_sums(centred).reshape(-1, c).sum(0, dtype=np.float64)
+    first = column_sums(centred, c).astype(np.float64)
     centred *= centred
-    second = column_sums(centred).reshape(-1, c).sum(0, dtype=np.float64)
+    second = column_sums(centred, c).astype(np.float64)
     return Moments(n, shift + first / n, second - first * first / n)
 
 
@@ -618,7 +618,7 @@ def through_batch_norm(
         np.subtract(values, m, out=product)
         product *= before
         for total, summands in zip(sums[:, i], (before, product), strict=True):
-            total[...] = column_sums(summands).reshape(-1, c).sum(0, dtype=np.float64)
+            total[...] = column_sums(summands, c)
 
     each(reduce, range(len(parts)))
     dbeta, dot = sums.sum(1)
