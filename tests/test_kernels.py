@@ -282,7 +282,7 @@ def test_conv2d(check: Check, kernel: Any, stride: Any, padding: int) -> None:
 
 @on_every_backend
 @pytest.mark.parametrize("padding", range(3))
-@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_convolution_with_batch_norm_and_relu(check: Check, kernel: Any, stride: int, padding: int) -> None:
     for name in FUSED:
