@@ -17,7 +17,8 @@ import pytest
 
 from minigrad import threads
 from minigrad.backend import to_host
-from minigrad.kernels import cupy_, kernels, numpy_, reference, winograd
+from minigrad.kernels import cupy_, kernels, numpy_, reference
+from minigrad.kernels.numpy_ import winograd
 from minigrad.layout import Array, Window, filter_matrix, images, pixels
 from minigrad.random import Key, integers, normal
 

@@ -24,7 +24,7 @@ and a transform adds whole planes. A ufunc pays for every stretch of memory, so 
 and odd columns are copied apart, and neighbours in a plane are then neighbours in memory.
 
 The backward. Through the convolution of dy with the turned filters, whose outputs are dx (as in
-`numpy_.conv2d_backward`), with V = BᵀdyB: dx = Aᵀ[V ⊙ U]A, so that dU = V ⊙ AxAᵀ and the gradient of the turned
+`conv.both_gradients`), with V = BᵀdyB: dx = Aᵀ[V ⊙ U]A, so that dU = V ⊙ AxAᵀ and the gradient of the turned
 filters is GᵀdUG. V serves both.
 
 Rounding in float32, against float64 and relative to the largest value, at 160 ReLU'd channels of 14×14 and 320
@@ -38,7 +38,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minigrad.kernels.blocks import (
+from minigrad.kernels.numpy_.blocks import (
     LANES,
     PATCH_BYTES,
     Block,

@@ -29,6 +29,8 @@ LANES = 8  # partial sums over blocks: a fixed number, whatever the number of th
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 
 Block = tuple[slice, slice]  # some images, and some rows of their output
+Source = Callable[[Block], Array]  # a block of images to read, (images, rows, columns, C): stored, or computed then
+BYTE = np.dtype(np.int8)
 
 
 def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
@@ -111,6 +113,33 @@ def column_sums(matrix: Array, c: int | None = None) -> Array:
 @functools.lru_cache(maxsize=4096)
 def ones(n: int, dtype: np.dtype) -> Array:
     return np.ones(n, dtype)
+
+
+# --- views and masks
+
+
+def rows(x: Array, part: Block) -> Array:
+    """Some rows of some images: (images, rows, columns, C), a view."""
+    return x[part[0], :, part[1]].transpose(0, 2, 3, 1)
+
+
+def matrix(grid: Array) -> Array:
+    """(images, rows, columns, C) as (pixels, C)."""
+    return grid.reshape(-1, grid.shape[3])
+
+
+def keep_where(condition: Array, values: Array, out: Array) -> None:
+    """`values` where the condition (overwritten) holds, else +0. As bits and a mask: several times faster than
+    np.where, and infinities do not turn into NaN as in a product with 0."""
+    byte, mask = condition.view(BYTE), scratch("wide mask", condition.shape, integer_of(values))
+    np.negative(byte, out=byte)  # all ones where it holds, else 0
+    np.copyto(mask, byte)
+    np.bitwise_and(values.view(mask.dtype), mask, out=out.view(mask.dtype))
+
+
+def integer_of(array: Array) -> np.dtype:
+    """The signed integer type as wide as the array's floats."""
+    return np.dtype(f"i{array.itemsize}")
 
 
 # --- memory

@@ -1,0 +1,90 @@
+"""The kernels on NumPy: the textbook, applied to a block of images.
+
+A convolution is im2col and a matrix product. For a whole batch the patches would be far larger than the cache, so
+each kernel cuts the batch into blocks (a few images, or a band of rows of one), runs the textbook on a block while
+everything it touches stays in the cache, and lets `threads.each` spread the blocks over the cores. Read `block`
+first in each function. The blocks follow from the shapes alone, and sums over blocks are added in a fixed order:
+the results are the same bits for any number of threads.
+
+    blocks.py     how the work is cut, wide rows, working memory
+    conv.py       im2col and products; winograd.py: 3×3 convolutions with fewer multiplications
+    norm.py       batch norm and local response normalisation
+    pool.py       maximum and mean of windows
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.kernels.numpy_.blocks import BLOCK_BYTES, Block, blocks, each
+from minigrad.kernels.numpy_.conv import (
+    conv2d,
+    conv2d_backward,
+    conv2d_dw,
+    conv2d_dx,
+    conv2d_relu,
+    conv2d_statistics,
+    conv_bn_relu_backward,
+)
+from minigrad.kernels.numpy_.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, statistics
+from minigrad.kernels.numpy_.pool import avg_pool, avg_pool_dx, max_pool, max_pool_dx, max_pool_winners
+from minigrad.layout import Array, empty_images
+
+__all__ = [
+    "add",
+    "avg_pool",
+    "avg_pool_dx",
+    "batch_norm",
+    "batch_norm_dx",
+    "concat",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_dw",
+    "conv2d_dx",
+    "conv2d_relu",
+    "conv2d_statistics",
+    "conv_bn_relu_backward",
+    "cross_entropy",
+    "lrn",
+    "lrn_dx",
+    "max_pool",
+    "max_pool_dx",
+    "max_pool_winners",
+    "statistics",
+]
+
+
+def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
+    n, k = logits.shape
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    target = np.full((n, k), smoothing / k, logits.dtype)
+    target[np.arange(n), labels] += 1 - smoothing
+    return -(target * log_p).sum(axis=1), np.exp(log_p) - target
+
+
+def concat(xs: list[Array]) -> Array:
+    n, _, h, w = xs[0].shape
+    y = empty_images(np, (n, sum(x.shape[1] for x in xs), h, w), xs[0].dtype)
+
+    def block(part: Block) -> None:
+        end = 0
+        for x in xs:
+            start, end = end, end + x.shape[1]
+            y[part[0], start:end, part[1]] = x[part[0], :, part[1]]
+
+    each(block, blocks(n, (h, w), y.itemsize * y.shape[1], BLOCK_BYTES))
+    return y
+
+
+def add(a: Array, b: Array, out: Array | None) -> Array:
+    if a.ndim != 4:
+        return np.add(a, b, out=out)
+    total = empty_images(np, a.shape, a.dtype) if out is None else out
+
+    def block(part: Block) -> None:
+        x, y, z = (m[part[0], :, part[1]].transpose(0, 2, 3, 1) for m in (a, b, total))
+        np.add(x, y, out=z)
+
+    each(block, blocks(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
+    return total

@@ -1,0 +1,303 @@
+"""Convolution: im2col and a matrix product, block by block. Read `correlate` first.
+
+The block that is multiplied and its patches stay in the cache. Whoever reads a block (`Source`) may have it computed
+then: the gradient that comes through a batch norm is never stored whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from minigrad.kernels.numpy_ import winograd
+from minigrad.kernels.numpy_.blocks import (
+    LANES,
+    PATCH_BYTES,
+    Block,
+    Source,
+    blocks,
+    by_image,
+    column_sums,
+    each,
+    matrix,
+    repeated,
+    rows,
+    scratch,
+    widen,
+)
+from minigrad.kernels.numpy_.norm import Moments, merged, moments, statistics, stored, through_batch_norm
+from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
+
+
+def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    if winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d(x, weight, bias, window)
+    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window)
+
+
+def correlate(
+    source: Source, n: int, dtype: np.dtype, filters: Array, bias: Array | None, window: Window,
+    finish: Callable[[int, Array], None] | None = None,
+) -> Array:  # fmt: skip
+    """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O).
+
+    finish   called with each block's number and pixels (rows, O), while they are in the cache
+    """
+    y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
+    parts = blocks(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
+
+    def block(i: int) -> None:
+        patches = im2col(source, window, parts[i])  # (pixels, KH·KW·C)
+        out = pixels(y[parts[i][0], :, parts[i][1]])  # (pixels, O)
+        product(patches, filters, out)
+        if bias_row is not None:
+            wide, b = widen(out, bias_row)
+            wide += b
+        if finish is not None:
+            finish(i, out)
+
+    bias_row = None if bias is None else repeated(bias)
+    each(block, range(len(parts)))
+    return y
+
+
+def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
+    return input_gradient(partial(rows, dy), len(dy), dy.dtype, weight, window)
+
+
+def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    return filter_gradient(partial(rows, dy), dy.shape[1], x, window, with_bias)
+
+
+def conv2d_backward(
+    dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    if needs_dx and needs_dw and max(window.padding) <= 1 and winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d_backward(dy, x, weight, window, with_bias)
+    return both_gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
+
+
+def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, window: Window) -> Array:
+    (kh, kw), (ph, pw) = window.kernel, window.padding
+    if window.stride == (1, 1) and ph < kh and pw < kw:
+        # Each pixel gathers: the correlation of dy with the filters turned by 180°, inputs and outputs exchanged.
+        mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
+        return correlate(upstream, n, dtype, turned_columns(weight), None, mirror)
+    filters = filter_matrix(weight)  # (O, KH·KW·C)
+    dx = empty_images(np, (n, weight.shape[1], *window.input), dtype)
+
+    def block(parts: list[Block]) -> None:
+        dx[parts[0][0]].transpose(0, 2, 3, 1)[...] = 0
+        for part in parts:
+            dy = matrix(upstream(part))  # (pixels, O)
+            patches = scratch("patches", (len(dy), filters.shape[1]), dtype)  # (pixels, KH·KW·C)
+            product(dy, filters, patches)
+            add_inside(dx, col2im(patches, window, part), window, part)
+
+    each(block, by_image(blocks(n, window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
+    return dx
+
+
+def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    (kh, kw), c = window.kernel, x.shape[1]
+    parts = blocks(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
+    lanes = min(LANES, len(parts))
+    dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
+    db = np.zeros((lanes, o), x.dtype)
+
+    def lane(i: int) -> None:
+        for part in parts[i::lanes]:
+            patches = im2col(partial(rows, x), window, part)  # (pixels, KH·KW·C)
+            dy = matrix(upstream(part))  # (pixels, O)
+            dw[i] += product_of_transposed(patches, dy)
+            if with_bias:
+                db[i] += column_sums(dy)
+
+    each(lane, range(lanes))
+    total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
+    return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+
+
+def both_gradients(
+    upstream: Source, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    (kh, kw), (ph, pw), o, c = window.kernel, window.padding, len(weight), x.shape[1]
+    if window.stride != (1, 1) or 2 * ph >= kh or 2 * pw >= kw or not (needs_dx and needs_dw):
+        dx = input_gradient(upstream, len(x), x.dtype, weight, window) if needs_dx else None
+        needs_dw |= with_bias
+        return dx, *(filter_gradient(upstream, o, x, window, with_bias) if needs_dw else (None, None))
+    # Each pixel of x gathers the patch of dy that it had a part in. One patch matrix gives both gradients:
+    # dx = patches · filters turned by 180°, and the turned filters' gradient = patchesᵀ · x.
+    mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
+    turned = turned_columns(weight)  # (KH·KW·O, C)
+    itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
+    dx = empty_images(np, x.shape, x.dtype)
+    parts = blocks(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
+    lanes = min(LANES, len(parts))
+    dw, db = np.zeros((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
+
+    def lane(i: int) -> None:
+        for part in parts[i::lanes]:
+            patches = im2col(upstream, mirror, part)  # (pixels of x, KH·KW·O)
+            product(patches, turned, pixels(dx[part[0], :, part[1]]))
+            dw[i] += product_of_transposed(patches, pixels(x[part[0], :, part[1]]))
+            if with_bias:
+                db[i] += column_sums(patches[:, itself])
+
+    each(lane, range(lanes))
+    total = dw.sum(0).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3).copy()  # (O, KH, KW, C)
+    return dx, total.transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
+
+
+def filter_columns(weight: Array) -> Array:
+    """One filter a column: (KH·KW·C, O)."""
+    return np.ascontiguousarray(filter_matrix(weight).T)
+
+
+def turned_columns(weight: Array) -> Array:
+    """The filters turned by 180°, inputs and outputs exchanged: (KH·KW·O, C)."""
+    return weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1).reshape(-1, weight.shape[1])
+
+
+# --- products
+
+
+# OpenBLAS multiplies up to 10⁶ multiply-adds without first packing the operands. For a filter bank of few channels a
+# stack of such products is up to twice as fast as one tall product.
+UNPACKED = 1_000_000
+
+
+def pieces(rows: int, cells: int) -> int:
+    """How many rows at a time to multiply with a (K, O) matrix of so many cells: all, or an unpacked product's."""
+    count = UNPACKED // cells
+    for piece in (512, 256, 128, 64, 32):
+        if piece <= count and rows % piece == 0:
+            return piece
+    return rows
+
+
+def product(a: Array, b: Array, out: Array) -> None:
+    """out = a · b, for a tall a (rows, K) and a small b (K, O)."""
+    piece = pieces(len(a), b.size)
+    np.matmul(stack(a, piece), b, out=stack(out, piece))
+
+
+def product_of_transposed(a: Array, b: Array) -> Array:
+    """aᵀ · b, for tall a (rows, K) and b (rows, O)."""
+    piece = pieces(len(a), a.shape[1] * b.shape[1])
+    if piece == len(a):
+        return a.T @ b
+    return np.matmul(stack(a, piece).transpose(0, 2, 1), stack(b, piece)).sum(0)
+
+
+def stack(matrix: Array, piece: int) -> Array:
+    """The rows, `piece` at a time: (rows / piece, piece, columns), a view."""
+    return matrix.reshape(-1, piece, matrix.shape[1], copy=False)
+
+
+# --- patches
+
+
+def im2col(source: Source, window: Window, part: Block) -> Array:
+    """The patches that a block's output pixels see: (pixels, KH·KW·C). The pixel matrix itself for 1×1."""
+    if window.is_pointwise:
+        return matrix(source(part))
+    (kh, kw), (sh, sw) = window.kernel, window.stride
+    band = padded(source, window, part)  # (images, rows, columns, C)
+    n, _, _, c = band.shape
+    count, ow = part[1].stop - part[1].start, window.output[1]
+    image, row, column, channel = band.strides
+    # Output pixel (i, j) of image n is the window of the band at n, i·sh, j·sw.
+    shape, strides = (n, count, ow, kh, kw, c), (image, row * sh, column * sw, row, column, channel)
+    windows: Array = np.ndarray(shape, band.dtype, band, 0, strides)  # as_strided, without its overhead
+    patches = scratch("patches", shape, band.dtype)
+    np.copyto(patches, windows)
+    return patches.reshape(n * count * ow, kh * kw * c)
+
+
+def col2im(patches: Array, window: Window, part: Block) -> Array:
+    """Patches added up where they overlap: the band (images, rows, columns, C). The transpose of im2col."""
+    (kh, kw), ow = window.kernel, window.output[1]
+    (sh, sw), count = window.stride, part[1].stop - part[1].start
+    cells = patches.reshape(-1, count, ow, kh, kw, patches.shape[1] // (kh * kw))
+    band = np.zeros((len(cells), *padded_size(window, part), cells.shape[5]), patches.dtype)
+    for u in range(kh):
+        for v in range(kw):
+            band[:, u : u + (count - 1) * sh + 1 : sh, v : v + (ow - 1) * sw + 1 : sw] += cells[:, :, :, u, v]
+    return band
+
+
+def padded(source: Source, window: Window, part: Block) -> Array:
+    """The input rows that a block's windows see, zeros around them: (images, rows, columns, C), C contiguous."""
+    height, width = padded_size(window, part)
+    seen, there = inside(window, part)
+    values = source((part[0], seen[0]))[:, :, seen[1]]
+    if there == (slice(0, height), slice(0, width)) and values.flags.c_contiguous:
+        return values
+    band = scratch("band", (len(values), height, width, values.shape[3]), values.dtype)
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in there)
+    band[:, :top], band[:, bottom:], band[:, :, :left], band[:, :, right:] = 0, 0, 0, 0
+    band[:, *there] = values
+    return band
+
+
+def add_inside(dx: Array, band: Array, window: Window, part: Block) -> None:
+    """Add a band's part inside the image to dx. The transpose of `padded`."""
+    seen, there = inside(window, part)
+    target = dx[part[0]].transpose(0, 2, 3, 1)[:, *seen]
+    target += band[:, *there]
+
+
+def padded_size(window: Window, part: Block) -> tuple[int, int]:
+    """Rows and columns of the band that a block's windows cover."""
+    (kh, kw), (sh, sw) = window.kernel, window.stride
+    return (part[1].stop - part[1].start - 1) * sh + kh, (window.output[1] - 1) * sw + kw
+
+
+def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a band lies in the image, and the image in the band: (rows, columns) of each."""
+    (h, w), (ph, pw) = window.input, window.padding
+    height, width = padded_size(window, part)
+    top = part[1].start * window.stride[0] - ph
+    rows = slice(max(top, 0), min(top + height, h))
+    columns = slice(0, min(width - pw, w))
+    return (rows, columns), (slice(rows.start - top, rows.stop - top), slice(pw, pw + columns.stop))
+
+
+# --- convolution, batch norm and ReLU in one
+
+
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def finish(_: int, out: Array) -> None:
+        np.maximum(out, 0, out=out)
+
+    if winograd.pays(x.shape, len(weight), window):
+        y = winograd.conv2d(x, weight, bias, window)
+        return np.maximum(y, 0, out=y)
+    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+
+
+def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
+    found: dict[int, Moments] = {}  # taken from each block while it is in the cache
+
+    def finish(i: int, out: Array) -> None:
+        found[i] = moments(out)
+
+    if winograd.pays(x.shape, len(weight), window):
+        y = winograd.conv2d(x, weight, bias, window)
+        return y, *statistics(y)
+    y = correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+    return y, *merged(found)
+
+
+def conv_bn_relu_backward(
+    dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
+    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
+) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    upstream, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
+    if winograd.pays(x.shape, len(weight), window):  # whose tiles overlap: it reads dy more than once
+        dy = stored(upstream, y)
+        return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+    return *both_gradients(upstream, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta

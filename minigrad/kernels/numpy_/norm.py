@@ -1,0 +1,214 @@
+"""Normalisation: column statistics and an affine map of the pixel matrix, block by block."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minigrad.kernels.numpy_.blocks import (
+    BLOCK_BYTES,
+    BYTE,
+    Block,
+    Source,
+    blocks,
+    column_sums,
+    each,
+    keep_where,
+    matrix,
+    repeated,
+    row_blocks,
+    rows,
+    scratch,
+    widen,
+)
+from minigrad.layout import Array, empty_images, pixels
+
+
+def statistics(x: Array) -> tuple[Array, Array]:
+    m = pixels(x)
+    parts = row_blocks(m)
+    found: dict[int, Moments] = {}
+    each(lambda i: found.update({i: moments(m[parts[i]])}), range(len(parts)))
+    return merged(found)
+
+
+class Moments(NamedTuple):
+    """Of the rows of a matrix: how many, their mean, and the sum of squares around it, float64 (C,)."""
+
+    n: int
+    mean: Array
+    squares: Array
+
+
+def moments(values: Array) -> Moments:
+    # Sums of x − shift, not of x: Σx² − (Σx)²/n would lose the variance of a channel far from zero.
+    n, c = values.shape
+    shift = column_sums(values) / n
+    wide, tiled = widen(values, repeated(shift))
+    centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
+    first = column_sums(centred, c).astype(np.float64)
+    centred *= centred
+    second = column_sums(centred, c).astype(np.float64)
+    return Moments(n, shift + first / n, second - first * first / n)
+
+
+def merged(found: dict[int, Moments]) -> tuple[Array, Array]:
+    """Mean and variance of all blocks together, summed in the order of their numbers."""
+    counts, means, squares = (np.array(column) for column in zip(*(found[i] for i in sorted(found)), strict=True))
+    n, counts = counts.sum(), counts[:, None]
+    mean = (counts * means).sum(0) / n
+    return mean, (squares + counts * (means - mean) ** 2).sum(0) / n
+
+
+def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
+    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    zero = np.zeros_like(scale)  # in this form maximum is faster than with a plain 0
+    y = empty_images(np, x.shape, x.dtype)
+    source, target = pixels(x), pixels(y)
+
+    def block(part: slice) -> None:
+        out, s, t, nothing = widen(target[part], scale, shift, zero)
+        np.multiply(source[part].reshape(out.shape), s, out=out)
+        out += t
+        if relu:
+            np.maximum(out, nothing, out=out)
+
+    each(block, row_blocks(source))
+    return y
+
+
+def batch_norm_dx(
+    dy: Array, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
+    through_statistics: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    source, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
+    return stored(source, x), dgamma, dbeta
+
+
+def stored(source: Source, like: Array) -> Array:
+    """What a source computes, as images of the shape of `like`."""
+    whole = empty_images(np, like.shape, like.dtype)
+
+    def block(part: Block) -> None:
+        rows(whole, part)[...] = source(part)
+
+    each(block, blocks(len(like), like.shape[2:], like.itemsize * like.shape[1], BLOCK_BYTES))
+    return whole
+
+
+def through_batch_norm(
+    dys: list[Array], x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
+    through_statistics: bool,
+) -> tuple[Source, Array, Array]:  # fmt: skip
+    """The gradient of x, to be computed block by block where it is read; dgamma and dbeta.
+
+    dys   the upstream gradient, cut along the channels
+    """
+    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
+    threshold = -shift  # x·scale + shift > 0 where x·scale > threshold, exactly
+    centre = repeated(mean.astype(x.dtype))
+    c = x.shape[1]
+    dz = dys[0] if len(dys) == 1 and not relu else empty_images(np, x.shape, x.dtype)  # the gradient before the ReLU
+    parts = blocks(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
+    sums = np.empty((2, len(parts), c))
+
+    def reduce(i: int) -> None:
+        """dz; Σ dz and Σ dz·(x − mean)."""
+        values, s, edge, m = widen(matrix(rows(x, parts[i])), scale, threshold, centre)
+        before, product = joined(dys, parts[i]).reshape(values.shape), scratch("product", values.shape, x.dtype)
+        if dz is not dys[0]:
+            after, before = before, matrix(rows(dz, parts[i])).reshape(values.shape)
+            if relu:
+                passed = scratch("mask", values.shape, BYTE).view(bool)
+                np.greater(np.multiply(values, s, out=product), edge, out=passed)
+                keep_where(passed, after, out=before)
+            else:
+                before[...] = after
+        np.subtract(values, m, out=product)
+        product *= before
+        for total, summands in zip(sums[:, i], (before, product), strict=True):
+            total[...] = column_sums(summands, c)
+
+    each(reduce, range(len(parts)))
+    dbeta, dot = sums.sum(1)
+    dot += (mean.astype(x.dtype) - mean) * dbeta  # Σ dz·(x − mean) with the mean before it was rounded
+    dgamma = dot / np.sqrt(var + eps)
+    # dx = scale · (dz − mean(dz) − (x − mean) · mean(dz·(x − mean)) / (var + eps)), as dz·scale + x·slope + offset
+    n = x.size // c if through_statistics else np.inf
+    full = gamma / np.sqrt(var + eps)  # float64
+    by_x = -full * dot / (n * (var + eps))
+    slope, offset = (repeated(v.astype(x.dtype)) for v in (by_x, -full * dbeta / n - by_x * mean))
+
+    def source(part: Block) -> Array:
+        values, s, a, b = widen(matrix(rows(x, part)), scale, slope, offset)
+        dx = scratch("dx", values.shape, x.dtype)
+        np.multiply(matrix(rows(dz, part)).reshape(values.shape), s, out=dx)
+        if through_statistics:
+            linear = np.multiply(values, a, out=scratch("product", values.shape, x.dtype))
+            linear += b
+            dx += linear
+        return dx.reshape(rows(x, part).shape)
+
+    return source, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+
+def joined(xs: list[Array], part: Block) -> Array:
+    """A block of several images side by side, as one matrix (pixels, ΣC) in C order."""
+    grids = [rows(x, part) for x in xs]
+    if len(grids) == 1 and grids[0].flags.c_contiguous:
+        return matrix(grids[0])
+    whole = scratch("joined", (*grids[0].shape[:3], sum(x.shape[1] for x in xs)), xs[0].dtype)
+    end = 0
+    for grid in grids:
+        start, end = end, end + grid.shape[3]
+        whole[..., start:end] = grid
+    return matrix(whole)
+
+
+def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array]:
+    """Batch norm as x·scale + shift, both (C,) in gamma's dtype."""
+    scale = gamma / np.sqrt(var + eps)  # float64
+    return scale.astype(gamma.dtype), (beta - mean * scale).astype(gamma.dtype)
+
+
+def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    y = empty_images(np, x.shape, x.dtype)
+    source, target = pixels(x), pixels(y)
+
+    def block(part: slice) -> None:
+        rows = source[part]
+        np.multiply(rows, lrn_divisor(rows, size, alpha, k) ** -beta, out=target[part])
+
+    each(block, row_blocks(source))
+    return y
+
+
+def lrn_dx(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    dx = empty_images(np, x.shape, x.dtype)
+    source, upstream, target = pixels(x), pixels(dy), pixels(dx)
+
+    def block(part: slice) -> None:
+        rows, up = source[part], upstream[part]
+        divisor = lrn_divisor(rows, size, alpha, k)
+        direct = up * divisor**-beta
+        through = neighbours(direct * rows / divisor, (size - 1) // 2, size // 2)  # the mirrored window
+        target[part] = direct - rows * through * (2 * alpha * beta / size)
+
+    each(block, row_blocks(source))
+    return dx
+
+
+def lrn_divisor(rows: Array, size: int, alpha: float, k: float) -> Array:
+    return k + alpha / size * neighbours(rows * rows, size // 2, (size - 1) // 2)
+
+
+def neighbours(rows: Array, before: int, after: int) -> Array:
+    """For each channel the sum over channels c − before … c + after, clipped at the ends."""
+    c = rows.shape[1]
+    total = rows.copy()
+    for offset in range(1, min(before, c - 1) + 1):
+        total[:, offset:] += rows[:, :-offset]
+    for offset in range(1, min(after, c - 1) + 1):
+        total[:, :-offset] += rows[:, offset:]
+    return total

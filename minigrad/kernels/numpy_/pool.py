@@ -1,0 +1,201 @@
+"""Pooling: across the columns, then down the rows, each a few ufuncs on shifted parts of a block."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minigrad.kernels.numpy_.blocks import (
+    BLOCK_BYTES,
+    BYTE,
+    Block,
+    blocks,
+    by_image,
+    each,
+    keep_where,
+    rows,
+    scratch,
+)
+from minigrad.layout import Array, Window, empty_images
+
+Index = tuple[slice, ...]
+
+
+def max_pool(x: Array, window: Window) -> Array:
+    return maximum_of_windows(x, window, None)
+
+
+def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
+    n, c, h, _ = x.shape
+    oh, ow = window.output
+    winners = [empty_images(np, (n, c, *size), BYTE) for size in ((h, ow), (oh, ow))]
+    return maximum_of_windows(x, window, winners), winners
+
+
+def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) -> Array:
+    y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
+
+    def block(part: Block) -> None:
+        # The maximum across the columns, then down the rows.
+        seen = seen_rows(window, part)
+        source, out = rows(x, (part[0], seen)), rows(y, part)
+        across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
+        won = (rows(winners[0], (part[0], seen)), rows(winners[1], part)) if winners else (None, None)
+        maximum_of(source, taps(window, 1), across, won[0])
+        maximum_of(across, taps(window, 0, part[1], seen), out, won[1])
+
+    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    return y
+
+
+def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
+    dx = empty_images(np, (*dy.shape[:2], *window.input), dy.dtype)
+
+    def block(parts: list[Block]) -> None:
+        alone = len(parts) == 1  # else they are bands of one image, and where their windows overlap gradients add up
+        if not alone:
+            rows(dx, (parts[0][0], slice(None)))[...] = 0
+        for part in parts:
+            # dy goes back the way the maximum came: down the rows, then across the columns.
+            seen = slice(0, window.input[0]) if alone else seen_rows(window, part)
+            upstream, target = rows(dy, part), rows(dx, (part[0], seen))
+            d_across = scratch("across", (*target.shape[:2], *upstream.shape[2:]), dy.dtype)
+            hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), d_across)
+            hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), target, add=not alone)
+
+    each(block, by_image(blocks(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
+    return dx
+
+
+def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[Tap]:
+    """For each cell of the kernel along an axis (0: rows, 1: columns): the output cells for which it falls inside the
+    image, and the input cells it falls on.
+
+    out, seen   a band: which output cells, and which input cells, both then counted from their start
+    """
+    size, k, s, p, count = (pair[axis] for pair in window)
+    first, last = (out.start, out.stop) if out else (0, count)
+    start = seen.start if seen else 0
+    found = []
+    for v in range(k):
+        low, high = max(first, -((v - p) // s)), min(last, (size - 1 + p - v) // s + 1)  # 0 ≤ i·s − p + v < size
+        if low < high:
+            found.append(Tap(axis, v, slice(low - first, high - first), low * s - p + v - start, s))
+    return found
+
+
+class Tap(NamedTuple):
+    """One cell of the kernel along an axis of (images, rows, columns, C)."""
+
+    axis: int  # 0: rows, 1: columns
+    number: int
+    out: slice  # the output cells for which it falls inside the image
+    first: int  # the input cell it falls on for the first of them
+    stride: int
+
+    def cells(self, start: int = 0, stop: int | None = None) -> tuple[Index, Index]:
+        """Where in the output and where in the input, for output cells from `start` to before `stop`."""
+        start, stop = max(start, self.out.start), self.out.stop if stop is None else min(stop, self.out.stop)
+        first = self.first + (start - self.out.start) * self.stride
+        before = (slice(None),) * (self.axis + 1)
+        return (*before, slice(start, stop)), (
+            *before,
+            slice(first, first + (stop - start - 1) * self.stride + 1, self.stride),
+        )
+
+
+def seen_rows(window: Window, part: Block) -> slice:
+    """The input rows that the windows of a band see."""
+    top = part[1].start * window.stride[0] - window.padding[0]
+    bottom = (part[1].stop - 1) * window.stride[0] - window.padding[0] + window.kernel[0]
+    return slice(max(top, 0), min(bottom, window.input[0]))
+
+
+def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | None = None) -> None:
+    """best = the maximum over the cells of the kernel; winner = the number of the first cell that has it."""
+    reached = best.shape[cells[0].axis + 1]  # from here on, output cells have met a cell of the kernel already
+    for tap in cells:
+        if tap.out.start < reached:
+            o, i = tap.cells(stop=reached)
+            best[o] = source[i]
+            if winner is not None:
+                winner[o] = tap.number
+        if reached < tap.out.stop:
+            o, i = tap.cells(start=reached)
+            if winner is not None:
+                larger = scratch("mask", best[o].shape, BYTE)
+                np.greater(source[i], best[o], out=larger.view(bool))
+                larger *= BYTE.type(tap.number)
+                np.maximum(winner[o], larger, out=winner[o])
+            np.maximum(best[o], source[i], out=best[o])
+        reached = min(reached, tap.out.start)
+
+
+def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
+    """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
+    # A cell that meets all of both, as the middle one does at stride 1, comes first: it leaves nothing to fill.
+    size = upstream.shape[cells[0].axis + 1], target.shape[cells[0].axis + 1]
+    complete = [tap for tap in cells if tap.stride == 1 and size == (tap.out.stop - tap.out.start,) * 2 and not add]
+    if not (add or complete):
+        target.fill(0)
+    for tap in complete[:1] + [tap for tap in cells if tap not in complete[:1]]:
+        o, i = tap.cells()
+        won = scratch("mask", upstream[o].shape, BYTE).view(bool)
+        np.equal(winner[o], BYTE.type(tap.number), out=won)
+        if tap in complete[:1]:
+            keep_where(won, upstream[o], out=target[i])
+        else:
+            taken = scratch("taken", won.shape, upstream.dtype)
+            keep_where(won, upstream[o], out=taken)
+            np.add(target[i], taken, out=target[i])
+
+
+def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
+    y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
+    share = reciprocal_counts(window, count_padding, x.dtype)
+
+    def block(part: Block) -> None:
+        seen = seen_rows(window, part)
+        source, out = rows(x, (part[0], seen)), rows(y, part)
+        across = np.zeros((*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
+        for o, i in (tap.cells() for tap in taps(window, 1)):
+            across[o] += source[i]
+        out.fill(0)
+        for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
+            out[o] += across[i]
+        out *= share[part[1]]
+
+    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    return y
+
+
+def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
+    n, c = dy.shape[:2]
+    dx = empty_images(np, (n, c, *window.input), dy.dtype)
+    share = reciprocal_counts(window, count_padding, dy.dtype)
+
+    def block(parts: list[Block]) -> None:
+        rows(dx, (parts[0][0], slice(None)))[...] = 0
+        for part in parts:
+            seen = seen_rows(window, part)
+            spread = rows(dy, part) * share[part[1]]
+            d_across = np.zeros((len(spread), seen.stop - seen.start, window.output[1], c), dy.dtype)
+            for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
+                d_across[i] += spread[o]
+            target = rows(dx, (part[0], seen))
+            for o, i in (tap.cells() for tap in taps(window, 1)):
+                target[i] += d_across[o]
+
+    each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
+    return dx
+
+
+def reciprocal_counts(window: Window, count_padding: bool, dtype: np.dtype) -> Array:
+    """1 / the number of cells each output pixel averages over: (OH, OW, 1)."""
+    counts = []
+    for size, k, s, p, out in zip(*window, strict=True):
+        first, last = (-p, size + p) if count_padding else (0, size)
+        starts = np.arange(out) * s - p
+        counts.append(np.minimum(starts + k, last) - np.maximum(starts, first))
+    return (1.0 / np.outer(*counts)).astype(dtype)[:, :, None]
