@@ -53,6 +53,16 @@ def no_grad() -> Iterator[None]:
         _grad_enabled.reset(token)
 
 
+@contextmanager
+def grad_enabled() -> Iterator[None]:
+    """Within the block ops are recorded, whatever holds around it."""
+    token = _grad_enabled.set(True)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
 class Node:
     """One recorded op in the graph. It knows its inputs' nodes and its `backward`, not its output's data:
     what is kept in memory until backward is exactly what the `backward` closure names."""

@@ -18,6 +18,7 @@ from minigrad import backend
 from minigrad.backend import array_module, to_host
 from minigrad.errors import MinigradError, StateError
 from minigrad.layout import Array, empty_images
+from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
 from minigrad.tensor import Tensor
 from minigrad.threads import blas_on_one_thread
@@ -46,6 +47,7 @@ class Module:
     """Base of all layers and models. Subclasses set attributes in `__init__` and define `forward`."""
 
     training: bool = True
+    recompute: bool = False  # keep only the input until backward, and run forward again then: see nn.recompute
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -53,7 +55,7 @@ class Module:
     def __call__(self, *inputs: Any) -> Any:
         """Run `forward`. An exception on its way out learns the path of the layer in which it was raised."""
         with self.called(), blas_on_one_thread():
-            return self.forward(*inputs)
+            return recomputed(self, *inputs) if self.recompute else self.forward(*inputs)
 
     @contextmanager
     def called(self) -> Iterator[None]:

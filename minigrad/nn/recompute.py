@@ -1,0 +1,47 @@
+"""Time for memory: run a module again in backward instead of keeping what its ops would keep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minigrad.errors import ShapeError
+from minigrad.layout import Array
+from minigrad.tensor import Tensor, grad_enabled, no_grad, record
+
+if TYPE_CHECKING:
+    from minigrad.nn.module import Module
+
+
+def recomputed(module: Module, x: Tensor) -> Tensor:
+    """module.forward(x), of which nothing but x is kept until backward, which runs forward once more.
+
+    The same bits as without: the second run meets the modes, keys and random numbers of the first, and leaves running
+    statistics as they are. Costs one more forward pass. `module.recompute = True` makes every call of a module one.
+
+    source   Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost, arXiv:1604.06174
+    """
+    first = [(layer, dict(vars(layer))) for _, layer in module.named_modules()]
+    with no_grad():
+        y = module.forward(x)
+    if not isinstance(y, Tensor):
+        raise ShapeError(f"recompute works for modules with one result, {type(module).__name__} returns several")
+    data, needs_dx = x.data, x.needs_grad
+
+    def backward(dy: Array) -> list[Array | None]:
+        now = [(layer, dict(vars(layer))) for layer, _ in first]
+        buffers = [(tensor.data, tensor.data.copy()) for _, tensor in module.named_buffers()]
+        again = Tensor(data, requires_grad=needs_dx)
+        try:
+            for layer, attributes in first:
+                vars(layer).update(attributes)
+            with grad_enabled():
+                module.forward(again).backward(dy)  # which leaves the parameters' gradients where they belong
+        finally:
+            for layer, attributes in now:
+                vars(layer).update(attributes)
+            for array, before in buffers:
+                array[...] = before
+        return [again.grad, *(None for _ in parameters)]
+
+    parameters = list(module.parameters())
+    return record("recompute", y.data, (x, *parameters), backward)
