@@ -23,6 +23,7 @@ import numpy as np
 from inception.data.dataset import DataError, Dataset
 
 _PIXELS = 3 * 32 * 32  # bytes of a picture: its red plane, its green, its blue
+_LARGEST = 1 << 28  # bytes of a file in an archive; theirs have up to 155 million
 _AGAIN = "unpack the archive again, or download it again"
 
 
@@ -127,7 +128,7 @@ def _from_archive(archive: Path, layouts: tuple[_Layout, ...]) -> tuple[_Layout,
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                if member.name in wanted and member.isfile():
+                if member.name in wanted and member.isfile() and member.size <= _LARGEST:
                     found, file = wanted[member.name]
                     content = tar.extractfile(member)
                     files[file] = _File(archive / member.name, content.read() if content else b"")

@@ -29,7 +29,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        """The pictures in `rows`, a slice or an int array."""
+        """The pictures in `rows`: an int, a slice or an int array."""
 
     def select(self, rows: np.ndarray) -> Images:
         """Those in `rows` as another such array, none decoded."""

@@ -12,6 +12,7 @@ import urllib.request
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -87,7 +88,7 @@ class _Slow(_Failed):
 
 def cache_directory() -> Path:
     """MINIGRAD_DATA, or ~/.cache/inception-minigrad."""
-    return Path(os.environ.get("MINIGRAD_DATA") or Path.home() / ".cache" / "inception-minigrad")
+    return Path(os.environ.get("MINIGRAD_DATA") or "~/.cache/inception-minigrad").expanduser()
 
 
 def fetch(archives: tuple[Archive, ...], *, quiet: bool = False) -> Path:
@@ -123,7 +124,10 @@ def fetch(archives: tuple[Archive, ...], *, quiet: bool = False) -> Path:
             f"set MINIGRAD_DATA to a directory where data may be kept"
         ) from error
     names = " or ".join(archive.name for archive in archives)
-    raise DataError(f"no mirror delivered ({'; '.join(problems)}): try again, or put {names} into {folder}")
+    raise DataError(
+        f"no mirror delivered ({'; '.join(dict.fromkeys(problems))}): try again, or put {names} into {folder} "
+        f"(from https://www.cs.toronto.edu/~kriz/cifar.html)"
+    )
 
 
 def _lock(file: BufferedRandom) -> None:
@@ -150,7 +154,7 @@ def _download(archive: Archive, part: BufferedRandom, quiet: bool, problems: lis
             except _Slow:
                 slow.append(url)
             except _Failed as failure:
-                problems.append(f"{url} {failure}")
+                problems.append(f"{urlsplit(url).netloc} {failure}")
             else:
                 return True
     return False

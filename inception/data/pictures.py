@@ -65,7 +65,11 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = (
+            [path]
+            if not path.is_dir()
+            else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        )
         if not inside:
             raise DataError(f"{path}: no pictures in this directory ({', '.join(SUFFIXES)})")
         found += inside
@@ -91,9 +95,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """The pictures in `rows`, decoded over the threads. Raises DataError naming a file that is no picture."""
         numbers, kept = np.arange(len(self.paths))[rows], self._kept
+        if numbers.ndim == 0:
+            return self[numbers[None]][0]
         missing = numbers if kept is None else numbers[~self._is_kept[numbers]]
         decoded = np.empty((len(missing), *self.shape[1:]), np.uint8)
 
