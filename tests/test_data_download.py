@@ -58,6 +58,17 @@ def without_range(h: Handler) -> None:
     h.wfile.write(CONTENT)
 
 
+def in_small_pieces(h: Handler) -> None:
+    """From the beginning, whatever was asked for; the first piece is smaller than a file's buffer."""
+    h.send_response(200)
+    h.end_headers()
+    for i in range(0, len(CONTENT), 150_000):
+        h.wfile.write(CONTENT[i : i + 100])
+        h.wfile.flush()
+        time.sleep(0.02)
+        h.wfile.write(CONTENT[i + 100 : i + 150_000])
+
+
 def wrong(h: Handler) -> None:
     h.wfile.write(bytes(len(CONTENT) - h.start()))
 
@@ -115,7 +126,20 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    behaviours = [good, breaks, without_range, wrong, half_wrong, missing, page, endless, silent, slow, other_part]
+    behaviours = [
+        good,
+        breaks,
+        without_range,
+        in_small_pieces,
+        wrong,
+        half_wrong,
+        missing,
+        page,
+        endless,
+        silent,
+        slow,
+        other_part,
+    ]
     handler = type("H", (Handler,), {"paths": {b.__name__: b for b in behaviours}, "asked": []})
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
@@ -143,12 +167,13 @@ def test_a_broken_connection_is_continued(server: Server) -> None:
     assert server.asked == [("breaks", None), ("breaks", "bytes=110000-"), ("breaks", "bytes=220000-")]
 
 
-@pytest.mark.parametrize("then", ["good", "without_range"])
-def test_an_interrupted_run_is_continued_by_the_next(server: Server, tmp_path: Path, then: str) -> None:
+@pytest.mark.parametrize("then", ["good", "without_range", "in_small_pieces"])
+@pytest.mark.parametrize("had", [1, 123_456, len(CONTENT) - 1])
+def test_an_interrupted_run_is_continued_by_the_next(server: Server, tmp_path: Path, then: str, had: int) -> None:
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"{NAME}.part").write_bytes(CONTENT[:123_456])
+    (tmp_path / "cache" / f"{NAME}.part").write_bytes(CONTENT[:had])
     assert fetch((server.archive(then),), quiet=True).read_bytes() == CONTENT
-    assert server.asked == [(then, "bytes=123456-")]
+    assert server.asked == [(then, f"bytes={had}-")]
     assert os.listdir(tmp_path / "cache") == [NAME]
 
 
@@ -224,9 +249,10 @@ def test_offline_the_file_can_be_put_there_by_hand(
     assert (tmp_path / "cache" / other.name).read_bytes() == CONTENT[1:]  # it is the user's
 
 
-def test_a_second_archive_stands_in_for_the_first(server: Server) -> None:
+def test_a_second_archive_stands_in_for_a_first_that_is_missing_or_slow(server: Server, impatience: None) -> None:
     second = server.archive("good")._replace(name="second.tar.gz")
-    assert fetch((server.archive("missing"), second), quiet=True).name == "second.tar.gz"
+    assert fetch((server.archive("missing", "slow"), second), quiet=True).name == "second.tar.gz"
+    assert [name for name, _ in server.asked] == ["missing", "slow", "good"]
 
 
 def test_two_at_once_download_once(server: Server) -> None:

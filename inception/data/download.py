@@ -109,15 +109,18 @@ def fetch(archives: tuple[Archive, ...], *, quiet: bool = False) -> Path:
                         raise DataError(f"{path} is not the published file (wrong SHA-256): remove or replace it")
                 return path
         folder.mkdir(parents=True, exist_ok=True)
-        problems: list[str] = []
-        for archive in archives:
-            path = folder / archive.name
-            with open(folder / f"{archive.name}.part", "a+b") as part:
-                _lock(part)
-                if path.exists() or _download(archive, part, quiet, problems):
-                    if not path.exists():
-                        os.replace(part.name, path)
-                    return path
+        untried = [(archive, url) for archive in archives for url in archive.mirrors]
+        problems = []
+        for slowest in (_SLOWEST, 0):
+            slow = []
+            for archive, url in untried:
+                try:
+                    return _complete(archive, url, folder, slowest, quiet)
+                except _Slow:
+                    slow.append((archive, url))
+                except _Failed as failure:
+                    problems.append(f"{urlsplit(url).netloc} {failure}")
+            untried = slow
     except OSError as error:
         raise DataError(
             f"{error.filename or folder} cannot be used ({error.strerror}): "
@@ -130,6 +133,21 @@ def fetch(archives: tuple[Archive, ...], *, quiet: bool = False) -> Path:
     )
 
 
+def _sha256(file: BufferedReader | BufferedRandom) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _complete(archive: Archive, url: str, folder: Path, slowest: int, quiet: bool) -> Path:
+    path = folder / archive.name
+    with open(folder / f"{archive.name}.part", "a+b") as part:
+        _lock(part)
+        if not path.exists():  # else another process was faster
+            _from_mirror(url, archive, part, slowest, quiet)
+            os.replace(part.name, path)
+    return path
+
+
 def _lock(file: BufferedRandom) -> None:
     """Wait until no other process holds `file`, where there are such locks."""
     try:
@@ -139,25 +157,9 @@ def _lock(file: BufferedRandom) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _sha256(file: BufferedReader | BufferedRandom) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _download(archive: Archive, part: BufferedRandom, quiet: bool, problems: list[str]) -> bool:
-    """Complete `part` from the mirrors; False, with a word on each of them in `problems`, if none could."""
-    slow: list[str] = []
-    for mirrors, slowest in ((archive.mirrors, _SLOWEST), (slow, 0)):
-        for url in mirrors:
-            try:
-                _from_mirror(url, archive, part, slowest, quiet)
-            except _Slow:
-                slow.append(url)
-            except _Failed as failure:
-                problems.append(f"{urlsplit(url).netloc} {failure}")
-            else:
-                return True
-    return False
+def _empty(part: BufferedRandom) -> int:
+    part.seek(0)  # truncating alone would leave tell() where it was
+    return part.truncate()
 
 
 def _from_mirror(url: str, archive: Archive, part: BufferedRandom, slowest: int, quiet: bool) -> None:
@@ -173,7 +175,7 @@ def _from_mirror(url: str, archive: Archive, part: BufferedRandom, slowest: int,
             continue
         if _sha256(part) == archive.sha256:
             return
-        part.truncate(0)
+        _empty(part)
         if not already:  # else it may be the other bytes that were wrong: once more, without them
             break
     raise _Failed("sent a file that is not the published one (wrong SHA-256)")
@@ -194,7 +196,7 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {already}-"):
             if response.status == 206:
                 raise _Failed("sent another part of the file than asked for")
-            already = part.truncate(0)
+            already = _empty(part)
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and already + int(length) != archive.size:
             raise _Failed(f"offered a file of {already + int(length):,} bytes instead of {archive.size:,}")
@@ -211,7 +213,7 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
                 part.write(chunk)
                 bar.update(len(chunk))
                 if part.tell() > archive.size:
-                    part.truncate(0)
+                    _empty(part)
                     raise _Failed(f"sent more than {archive.size:,} bytes")
                 arrived += len(chunk)
                 seconds = time.monotonic() - since

@@ -65,11 +65,9 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        inside = (
-            [path]
-            if not path.is_dir()
-            else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        )
+        inside = [path]
+        if path.is_dir():  # what begins with a dot is some system's note on a picture
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not inside:
             raise DataError(f"{path}: no pictures in this directory ({', '.join(SUFFIXES)})")
         found += inside
