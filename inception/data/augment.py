@@ -60,23 +60,25 @@ class Augment:
         rows    (N,) int, each picture's index in the data set
         fill    (3,) what cutout leaves, in levels from 0 to 255
         """
-        key = Key(seed).fold("augment", epoch)
+        key, n = Key(seed).fold("augment", epoch), len(rows)
+
+        def chance(what: str, numbers: int) -> np.ndarray:
+            return uniform(key.fold(what), (n, numbers), rows=rows)
+
         if self.resized_crop:
-            images = _resized_crop(
-                images, uniform(key.fold("resized crop"), (len(rows), 4), rows=rows), self.resized_crop
-            )
+            images = _resized_crop(images, chance("resized crop", 4), self.resized_crop)
         elif self.padding:
-            images = _crop(
-                images, integers(key.fold("crop"), 2 * self.padding + 1, (len(rows), 2), rows=rows), self.padding
-            )
-        if self.flip:
-            alternate = self.flip == "alternate"
-            coin = integers((Key(seed).fold("augment") if alternate else key).fold("flip"), 2, len(rows), rows=rows)
-            images = _mirror(images, np.flatnonzero((coin + epoch) % 2 if alternate else coin))
+            offsets = integers(key.fold("crop"), 2 * self.padding + 1, (n, 2), rows=rows)
+            images = _crop(images, offsets, self.padding)
+        if self.flip == "alternate":
+            coin = integers(Key(seed).fold("augment", "flip"), 2, n, rows=rows)
+            images = _mirror(images, np.flatnonzero((coin + epoch) % 2))
+        elif self.flip:
+            images = _mirror(images, np.flatnonzero(integers(key.fold("flip"), 2, n, rows=rows)))
         if self.jitter:
-            images = _jitter(images, 1 + self.jitter * (2 * uniform(key.fold("jitter"), (len(rows), 3), rows=rows) - 1))
+            images = _jitter(images, 1 + self.jitter * (2 * chance("jitter", 3) - 1))
         if self.cutout:
-            images = _cutout(images, uniform(key.fold("cutout"), (len(rows), 2), rows=rows), self.cutout, fill)
+            images = _cutout(images, chance("cutout", 2), self.cutout, fill)
         return images
 
 
