@@ -14,7 +14,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from inception.data import DataError, Dataset, Loader, load_shapes, mean_and_std
+from inception.data import Augment, DataError, Dataset, Loader, load_shapes, mean_and_std
 from inception.models import create_model
 from inception.training import Epoch, Evaluation, Recipe, Run, evaluate, run, to_tensor, train
 from inception.training.loop import predictions, training_step
@@ -274,11 +274,11 @@ def test_train_is_the_loop_one_would_write_by_hand() -> None:
     """Momentum carries over, gradients do not, and dropout draws by step and picture: three steps agree."""
     dataset, _ = small_shapes(24)
     trained, by_hand = Net(dropout=0.5), Net(dropout=0.5)
-    train(trained, loader(dataset, 8, shuffle=True, augment=True, seed=5), Recipe(epochs=1, seed=5), quiet=True)
+    train(trained, loader(dataset, 8, shuffle=True, augment=Augment(), seed=5), Recipe(epochs=1, seed=5), quiet=True)
 
     optimizer = optim.SGD(by_hand.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     lr, momentum = schedule.one_cycle(3, 0.3), schedule.one_cycle_momentum(3, 0.3)
-    for i, batch in enumerate(loader(dataset, 8, shuffle=True, augment=True, seed=5).batches(0)):
+    for i, batch in enumerate(loader(dataset, 8, shuffle=True, augment=Augment(), seed=5).batches(0)):
         by_hand.set_key(Key(5).fold("dropout").fold(i), batch.rows)
         optimizer.zero_grad()
         ops.cross_entropy(by_hand(to_tensor(batch.images)), batch.labels).backward()
@@ -385,7 +385,7 @@ def test_an_evaluation_that_fails_leaves_mode_and_recording_as_they_were() -> No
 @pytest.fixture
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Dataset]:
     data = small_shapes(37, 12)
-    monkeypatch.setattr(run_module, "load_data", lambda name: data)
+    monkeypatch.setattr(run_module, "open_data", lambda source, **_: data)
     return data
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inception.data import DataError, Dataset, Loader, load_cifar10, load_shapes, mean_and_std, split
+from inception.data import Augment, DataError, Loader, mean_and_std, open_data, split
 from inception.models import create_model
 from inception.training.loop import Epoch, Evaluation, Recipe, evaluate, train
 from inception.weights import check_place, save_weights
@@ -17,7 +17,7 @@ from minigrad import backend, num_threads
 class Run:
     """What to train on what, and where the result goes.
 
-    data        "shapes", or a directory with CIFAR-10's batches
+    data        what `open_data` reads: "shapes", "cifar10", a directory, …
     validation  share of the training pictures set aside; each epoch is then evaluated on them, and the test
                 pictures are seen once, at the end. With 0 each epoch is evaluated on the test pictures.
     weights     the .npz to write
@@ -32,19 +32,10 @@ class Run:
     quiet: bool = False
 
 
-def load_data(name: str) -> tuple[Dataset, Dataset]:
-    """The training and test pictures of "shapes" or of a directory."""
-    if name == "shapes":
-        return load_shapes()
-    if not Path(name).is_dir():
-        raise DataError(f"--data: there is no directory {name!r}; give one with CIFAR-10's batches, or 'shapes'")
-    return load_cifar10(name)
-
-
 def run(options: Run) -> Evaluation:
     """Train, print a line for each epoch, save the weights, and return the result on the test pictures."""
     recipe = options.recipe
-    training, test = load_data(options.data)
+    training, test = open_data(options.data, quiet=options.quiet)
     watched = test
     if options.validation:
         training, watched = split(training, options.validation, recipe.seed)
@@ -53,8 +44,8 @@ def run(options: Run) -> Evaluation:
             f"{training.name}: {len(training)} training pictures do not fill a batch of {recipe.batch_size}"
         )
     mean, std = mean_and_std(training)
-    loader = Loader(training, recipe.batch_size, mean=mean, std=std, seed=recipe.seed, augment=True, shuffle=True,
-                    drop_last=True)  # fmt: skip
+    loader = Loader(training, recipe.batch_size, mean=mean, std=std, seed=recipe.seed, augment=Augment(),
+                    shuffle=True, drop_last=True, prefetch=2)  # fmt: skip
     held_out = Loader(watched, recipe.batch_size, mean=mean, std=std)
     classes = len(training.classes)
     model = create_model(options.model, num_classes=classes, aux_logits=options.aux_logits, seed=recipe.seed)
