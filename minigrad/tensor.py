@@ -38,7 +38,7 @@ Backward = Callable[[Array], Array | Sequence[Array | None] | None]
 Watcher = Callable[..., None]
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
-# Called by `record` with (op, output tensor, backward, multiply_adds): how summary and watch see every op.
+# Called by `record` with (op, output tensor, inputs, backward, multiply_adds): how `watch` sees every op.
 watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
@@ -321,7 +321,7 @@ def record(
         nodes = tuple(_node_of(tensor) if tensor is not None and tensor.needs_grad else None for tensor in inputs)
         output.node = Node(op, output.data, nodes, backward)
     if (watch := watcher.get()) is not None:
-        watch(op, output, backward, multiply_adds)
+        watch(op, output, inputs, backward, multiply_adds)
     return output
 
 

@@ -221,7 +221,7 @@ def test_float32_through_a_whole_step(network: Any) -> None:
     """Results of every op, gradients, running statistics, and the parameters after their update."""
     model, pictures, labels, _ = network
     seen: list[Any] = []
-    token = watcher.set(lambda op, output, backward, multiply_adds: seen.append(output.dtype))
+    token = watcher.set(lambda op, output, *rest: seen.append(output.dtype))
     losses(model, pictures, labels).backward()
     watcher.reset(token)
     optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()

@@ -32,7 +32,7 @@ class Parameter(Tensor):
 
 
 class CallObserver(Protocol):
-    """What `summary` and `watch` are to a module: told when a call begins and ends."""
+    """What `watch` is to a module: told when a call begins and ends."""
 
     def enter(self, module: Module) -> None: ...
     def leave(self, module: Module) -> None: ...
