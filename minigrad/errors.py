@@ -38,8 +38,7 @@ class GradientMismatch(MinigradError, AssertionError):
 class NonFiniteError(MinigradError, ArithmeticError):
     """A value or a gradient is NaN or Inf: see `minigrad.watch`."""
 
-    raised_in = None  # its path is the watched model's: modules that it passes through do not look one up
-
     def __init__(self, message: str, layer_path: str):
         super().__init__(message)
         self.layer_path = layer_path
+        self.raised_in = None  # the path is the watched model's: modules that it passes through look up no other
