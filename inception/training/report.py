@@ -36,7 +36,7 @@ class ReportError(MinigradError, ValueError):
 class Mistake(NamedTuple):
     """A picture that was taken for something else."""
 
-    index: int  # of the picture, a row of the probabilities
+    row: int  # of the picture, among the probabilities
     label: int  # what it shows
     predicted: int  # what it was taken for
     probability: float  # given to that
@@ -142,15 +142,19 @@ def compare_runs(path: str | Path, logs: Mapping[str, Log]) -> Path:
         left, right = figure.subplots(1, 2)
         colours = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
         for i, (name, log) in enumerate(logs.items()):
-            look = {"color": colours[i % len(colours)], "linestyle": ("-", "--", ":")[i // len(colours) % 3]}
+            look: dict[str, Any] = {
+                "color": colours[i % len(colours)],
+                "linestyle": ("-", "--", ":")[i // len(colours) % 3],
+            }
             watched = _watched(log)
             _line(left, log, f"{watched}_loss", name, **look)
             _line(right, log, f"{watched}_accuracy", name, scale=100, **look)
+        left.set_ylim(bottom=0)
         _title(left, "Loss", "nats, held-out pictures")
         _title(right, "Accuracy", "%, held-out pictures")
         for axes in (left, right):
             _epochs(axes, [row for log in logs.values() for row in log])
-        right.legend(loc="lower right")
+        right.legend(loc="best")
         return _save(figure, Path(path))
 
 
@@ -160,14 +164,13 @@ def curves(log: Log) -> Any:
     figure = _figure(5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
     loss, accuracy, rate = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
-    heads = sorted({key for row in log for key in row if key.startswith("aux")})
-    for head, colour in zip(heads, (PURPLE, AMBER) * len(heads), strict=False):
-        _line(loss, log, head, f"training, {head}", color=colour, linewidth=1.2)
     for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         _line(axes, log, key, "training", scale=scale, color=SKY)
         _line(axes, log, f"{watched}_{key}", watched, scale=scale, color=BLUE)
         _line(axes, log, f"ema_{watched}_{key}", f"{watched}, averaged weights", scale=scale, color=ORANGE)
-        axes.legend(loc="upper right" if axes is loss else "lower right")
+    heads = sorted({key for row in log for key in row if key.startswith("aux")})
+    for i, head in enumerate(heads):
+        _line(loss, log, head, f"training, {head}", color=(PURPLE, AMBER)[i % 2], linewidth=1.2)
     _line(rate, log, "lr", "learning rate", color=GREY)
     _title(loss, "Loss", "nats, mean over pictures")
     best, epoch, which = max(
@@ -183,6 +186,10 @@ def curves(log: Log) -> Any:
     _title(rate, "Learning rate", "")
     for axes in (loss, accuracy, rate):
         _epochs(axes, log)
+    loss.set_ylim(bottom=0)
+    for axes in (loss, accuracy):
+        if axes.lines:
+            axes.legend(loc="best")
     rate.set_ylim(bottom=0)
     return figure
 
@@ -208,7 +215,9 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
         axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
     else:
-        bar = figure.colorbar(shown, ax=axes, shrink=0.6, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], format="{x:.0%}")
+        bar = figure.colorbar(
+            shown, ax=axes, shrink=0.6, aspect=40, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], format="{x:.0%}"
+        )
         bar.outline.set_visible(False)
     axes.grid(which="major", visible=False)
     axes.tick_params(which="both", length=0)
@@ -220,12 +229,15 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
         if size > MANY:
             axes.set_xticks(range(size), labels, rotation=90, rotation_mode="default", ha="center")
         axes.tick_params(labelsize=_font(size, 10) * side / WIDTH)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("what it was taken for")
     axes.set_ylabel("what it shows")
     off = np.where(np.eye(size, dtype=bool), 0, shares)
-    pairs = [divmod(int(k), size) for k in np.argsort(-off, axis=None, kind="stable")[:3]]
-    most = ", ".join(f"{names[i]} for {names[j]} {off[i, j]:.0%}" for i, j in pairs if off[i, j] > 0)
-    _title(axes, "Confusion", "% of the row" + (f"; most often: {most}" if most else "; no mistakes"))
+    pairs = [divmod(int(k), size) for k in np.argsort(-off, axis=None, kind="stable")[:2]]
+    most = [
+        f"{_short(names[i], 16)} taken for {_short(names[j], 16)} {off[i, j]:.0%}" for i, j in pairs if off[i, j] > 0
+    ]
+    gist = f"% of a row; most often: {', '.join(most)}" if most else "% of a row; no mistakes"
+    _title(axes, "Confusion", gist)
     return figure
 
 
@@ -242,9 +254,10 @@ def classes_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
         rows = range(len(part))
         axes.barh(rows, 100 * shares[part], color=BLUE, height=0.7)
         for row, i in zip(rows, part, strict=True):
-            axes.text(101, row, f"{100 * shares[i]:.1f}", va="center", size=9, color=INK)
-            axes.text(116 if len(parts) == 1 else 121, row, f"of {counts[i]:,}", va="center", size=9, color=GREY)
-        axes.axvline(100 * overall, color=ORANGE, linewidth=1.2)
+            beside = {"xy": (100, row), "textcoords": "offset points", "va": "center", "size": 9}
+            axes.annotate(f"{100 * shares[i]:.1f}", xytext=(34, 0), ha="right", **beside)
+            axes.annotate(f"of {counts[i]:,}", xytext=(39, 0), color=GREY, **beside)
+        axes.axvline(100 * overall, color=ORANGE, linewidth=1.2, clip_on=False)
         axes.set_yticks(rows, [_short(names[i], 22) for i in part])
         axes.set_ylim(max(len(part), 1) - 0.4, -0.6)
         axes.set_xlim(0, 100)
@@ -252,31 +265,39 @@ def classes_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.spines[:].set_visible(False)
-        about = f"% of its pictures; the line is all together, {overall:.2%}" if k == 0 else ""
-        _title(axes, "Accuracy of each class" if k == 0 else "", about)
+        if k == 0:
+            part_of = f"; the 50 best and the 50 worst of {len(order):,}" if len(order) > 100 else ""
+            _title(
+                axes, "Accuracy of each class", f"% of its pictures; the line is all together, {overall:.2%}{part_of}"
+            )
     return figure
 
 
 def mistakes_figure(mistakes: Sequence[tuple[np.ndarray, Mistake]], classes: Sequence[str] = ()) -> Any:
     """A sheet of pictures, each with what it shows, what it was taken for, and how sure the model was."""
 
-    def name(index: int) -> str:
-        return _short(classes[index] if classes else str(index), 16)
-
-    columns = min(6, max(len(mistakes), 3))
+    columns, gap, head, above = 5, 0.14, 0.62, 0.42  # inches: between pictures, over the sheet, over each picture
+    side = (WIDTH - (columns + 1) * gap) / columns
     rows = math.ceil(len(mistakes) / columns)
-    figure = _figure(0.6 + rows * (WIDTH / columns + 0.45))
-    cells = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axes in cells:
+    width, height = WIDTH, head + rows * (above + side) + gap
+    figure = _figure(height, layout=None)
+
+    def text(x: float, y: float, words: str, **look: Any) -> None:
+        figure.text(x / width, 1 - y / height, words, va="baseline", **look)
+
+    def name(index: int) -> str:
+        return _short(classes[index] if classes else str(index), 15)
+
+    text(gap, 0.3, "The surest mistakes", weight="bold", size=11)
+    text(gap, 0.53, "what it shows, and → what it was taken for, with its probability", size=9, color=GREY)
+    for i, (picture, mistake) in enumerate(mistakes):
+        x, y = gap + i % columns * (side + gap), head + (i // columns + 1) * (above + side)  # its lower left corner
+        axes = figure.add_axes((x / width, 1 - y / height, side / width, side / height))
+        axes.imshow(picture, interpolation="nearest" if max(picture.shape[:2]) < 100 else "antialiased")
+        axes.set_anchor("SW")
         axes.set_axis_off()
-    for axes, (picture, mistake) in zip(cells, mistakes, strict=False):
-        smooth = "nearest" if max(picture.shape[:2]) < 100 else "antialiased"
-        axes.imshow(picture, interpolation=smooth)
-        axes.set_title(f"{name(mistake.predicted)} {mistake.probability:.0%}", color=ORANGE, size=10, pad=17, y=1)
-        axes.annotate(
-            f"is: {name(mistake.label)}", (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", size=10
-        )
-    figure.suptitle("The surest mistakes", x=0.01, ha="left", weight="bold", size=12)
+        text(x, y - side - 0.22, name(mistake.label), weight="bold", size=9)
+        text(x, y - side - 0.06, f"→ {name(mistake.predicted)} {mistake.probability:.0%}", color=ORANGE, size=9)
     return figure
 
 
@@ -310,6 +331,8 @@ def _style() -> Iterator[None]:
                 "xtick.labelcolor": INK,
                 "ytick.labelcolor": INK,
                 "ytick.major.size": 0,
+                "figure.constrained_layout.w_pad": 0.1,
+                "figure.constrained_layout.h_pad": 0.1,
                 "lines.linewidth": 1.8,
                 "legend.frameon": False,
                 "legend.fontsize": 9,
@@ -318,11 +341,11 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(height: float, width: float = WIDTH) -> Any:
+def _figure(height: float, width: float = WIDTH, *, layout: str | None = "constrained") -> Any:
     """A figure of its own: no window, and none of pyplot's global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -370,16 +393,15 @@ def _epochs(axes: Any, log: Log) -> None:
 
     epochs = [x for x, _ in _points(log, "epoch")]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if min(epochs) == max(epochs):
-        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+    margin = 0.02 * (max(epochs) - min(epochs)) or 0.5
+    axes.set_xlim(min(epochs) - margin, max(epochs) + margin)
     axes.set_xlabel("epoch")
 
 
 def _title(axes: Any, title: str, about: str) -> None:
-    """What is drawn, and beside it, in grey, its unit and its gist."""
-    axes.set_title(title, loc="left", weight="bold", size=11, pad=20 if about else 8)
-    if about:
-        axes.annotate(about, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", size=9, color=GREY)
+    """What is drawn, and below it, in grey, its unit and its gist."""
+    axes.set_title(title, loc="left", weight="bold", size=11, pad=21 if about else 8)
+    axes.annotate(about, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", size=9, color=GREY)
 
 
 def _short(name: str, length: int) -> str:
