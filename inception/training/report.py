@@ -118,6 +118,13 @@ def write_report(
         size = len(confusion)
         if confusion.shape != (size, size) or size == 0 or (classes and len(classes) != size):
             raise ReportError(f"a report got a confusion matrix {confusion.shape} and {len(classes)} class names")
+    for picture, mistake in mistakes:
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise ReportError(
+                f"a report got a mistake's picture {picture.dtype} {picture.shape}, wants (H, W, 3) uint8"
+            )
+        if classes and not 0 <= min(mistake.label, mistake.predicted) <= max(mistake[1:3]) < len(classes):
+            raise ReportError(f"a report got {mistake}, but {len(classes)} class names")
     figures = {}
     with _style():
         if log:
@@ -154,7 +161,7 @@ def compare_runs(path: str | Path, logs: Mapping[str, Log]) -> Path:
         _title(right, "Accuracy", "%, held-out pictures")
         for axes in (left, right):
             _epochs(axes, [row for log in logs.values() for row in log])
-        right.legend(loc="best")
+        right.legend(loc="lower right")
         return _save(figure, Path(path))
 
 
@@ -187,9 +194,9 @@ def curves(log: Log) -> Any:
     for axes in (loss, accuracy, rate):
         _epochs(axes, log)
     loss.set_ylim(bottom=0)
-    for axes in (loss, accuracy):
+    for axes, corner in ((loss, "upper right"), (accuracy, "lower right")):
         if axes.lines:
-            axes.legend(loc="best")
+            axes.legend(loc=corner)
     rate.set_ylim(bottom=0)
     return figure
 
@@ -208,7 +215,7 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     if size <= MANY:
         for i, j in np.ndindex(size, size):
             if (share := shares[i, j]) > 0:
-                text = f"{100 * share:.0f}" if share >= 0.01 else "<1"
+                text = "<1" if share < 0.01 else f"{min(100 * share, 99 if share < 1 else 100):.0f}"
                 weight, colour = ("bold" if i == j else "normal"), ("white" if share > 0.35 else INK)
                 axes.text(j, i, text, ha="center", va="center", color=colour, weight=weight, size=_font(size, 11))
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
@@ -224,10 +231,9 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     axes.spines[:].set_visible(False)
     if size <= 200:
         labels = [_short(name, 20) for name in names]
-        axes.set_xticks(range(size), labels, rotation=90 if size > MANY else 40, rotation_mode="anchor", ha="right")
+        upright = {"rotation": 90, "ha": "center"} if size > MANY else {"rotation": 40, "ha": "right"}
+        axes.set_xticks(range(size), labels, rotation_mode="default" if size > MANY else "anchor", **upright)
         axes.set_yticks(range(size), labels)
-        if size > MANY:
-            axes.set_xticks(range(size), labels, rotation=90, rotation_mode="default", ha="center")
         axes.tick_params(labelsize=_font(size, 10) * side / WIDTH)
     axes.set_xlabel("what it was taken for")
     axes.set_ylabel("what it shows")
@@ -341,7 +347,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(height: float, width: float = WIDTH, *, layout: str | None = "constrained") -> Any:
+def _figure(height: float, width: float = WIDTH, *, layout: Any = "constrained") -> Any:
     """A figure of its own: no window, and none of pyplot's global state."""
     from matplotlib.figure import Figure
 
@@ -353,12 +359,13 @@ def _save(figure: Any, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        os.replace(temporary, path)
+        try:
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(f"{path} could not be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
