@@ -202,6 +202,15 @@ def test_a_gradient_that_overflows_where_branches_meet_is_told_apart(xp: Any) ->
     assert "the gradient came in broken" in str(error.value)
 
 
+def test_a_gradient_that_nobody_needs_is_not_checked() -> None:
+    """multiply hands back both gradients; that of the constant, 10 · 3e38, goes nowhere."""
+    x = Tensor([3e38], requires_grad=True)
+    with watch(nn.ReLU()) as checked:
+        (x * Tensor([1e-38]) * 10.0).sum().backward()
+    assert checked["backward"] == 3
+    assert x.grad is not None
+
+
 def test_the_first_of_several_is_named() -> None:
     """Forward, that is the earlier layer; a head that is broken too comes later."""
     model = Net()
