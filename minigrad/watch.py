@@ -159,7 +159,7 @@ def watch(model: Module) -> Iterator[dict[str, int]]:
     def see(event: Event) -> None:
         checked[event.direction] += 1
         for name, array in event.outputs:
-            if not array_module(array).isfinite(array).all():
+            if not _finite(array):
                 raise NonFiniteError(_sentence(event, name, array), event.place)
 
     with each_op(model, see), np.errstate(all="ignore"):  # NumPy would warn of what is reported here

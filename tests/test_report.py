@@ -214,7 +214,7 @@ def test_mistakes_show_their_pictures_with_names(styled: None) -> None:
     figure = report.mistakes_figure(wrong, NAMES)
     assert [axes.images[0].get_array().max() for axes in figure.axes] == list(range(7))
     words = [text.get_text() for text in figure.texts]
-    assert words[2:6] == ["cat", "→ dog 90%", "cat", "→ a name that is… 80%"]
+    assert words[2:6] == ["cat", "→ dog 90%", "cat", "→ a name that is … 80%"]
     places = [tuple(axes.get_position().bounds[:2]) for axes in figure.axes]
     assert len(set(places)) == 7  # two rows, none on another
     assert all(0 <= x < 1 and 0 <= y < 1 for x, y in places)

@@ -194,9 +194,9 @@ def curves(log: Log) -> Any:
     for axes in (loss, accuracy, rate):
         _epochs(axes, log)
     loss.set_ylim(bottom=0)
-    for axes, corner in ((loss, "upper right"), (accuracy, "lower right")):
+    for axes in (loss, accuracy):
         if axes.lines:
-            axes.legend(loc=corner)
+            axes.legend(loc="best")
     rate.set_ylim(bottom=0)
     return figure
 
@@ -292,7 +292,7 @@ def mistakes_figure(mistakes: Sequence[tuple[np.ndarray, Mistake]], classes: Seq
         figure.text(x / width, 1 - y / height, words, va="baseline", **look)
 
     def name(index: int) -> str:
-        return _short(classes[index] if classes else str(index), 15)
+        return _short(classes[index] if classes else str(index), 16)
 
     text(gap, 0.3, "The surest mistakes", weight="bold", size=11)
     text(gap, 0.53, "what it shows, and → what it was taken for, with its probability", size=9, color=GREY)
