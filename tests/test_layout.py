@@ -208,20 +208,23 @@ def test_no_activation_is_copied_into_another_layout(network: Any, copies: list[
     """Each such copy costs as much as a 1×1 convolution.
 
     The one exception: published linear layers expect the order C, H, W, so the gradient that comes back from
-    the flatten in a head is in C order. It also shows that this test would see a copy.
+    the flatten in a head is in C order. NumPy's kernel of the unit before it reads that a block at a time.
     """
     model, pictures, labels, flattened = network
     loss = losses(model, pictures, labels)
     assert copies == []
     loss.backward()
-    assert copies == flattened
+    assert copies == ([] if isinstance(pictures, np.ndarray) else flattened)
+    copies.clear()  # that this test would see a copy:
+    ops.adaptive_avg_pool2d(Tensor(pictures.copy("C")), 1)
+    assert copies == [pictures.shape]
 
 
 def test_float32_through_a_whole_step(network: Any) -> None:
     """Results of every op, gradients, running statistics, and the parameters after their update."""
     model, pictures, labels, _ = network
     seen: list[Any] = []
-    token = watcher.set(lambda op, output, backward, multiply_adds: seen.append(output.dtype))
+    token = watcher.set(lambda op, outputs, *rest: seen.extend(output.dtype for output in outputs))
     losses(model, pictures, labels).backward()
     watcher.reset(token)
     optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()

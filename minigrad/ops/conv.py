@@ -107,7 +107,9 @@ def conv_bn_relu(
         z = k.conv2d_relu(
             images_in, filters * scale.astype(x.dtype)[:, None, None, None], shift.astype(x.dtype), window
         )
-        return record_parts("conv_bn_relu", [z[:, part] for part in parts], (), list, multiply_adds=_costs(z, units))
+        return record_parts(
+            "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), list, multiply_adds=_costs(z, units)
+        )
     check_count((len(images_in), len(filters), *window.output))
     needs_dx = x.needs_grad
     y, mean, var = k.conv2d_statistics(images_in, filters, bias, window)
