@@ -310,7 +310,8 @@ def _add_summary(commands: Any) -> None:
     parser = commands.add_parser(
         "summary",
         help="layers, shapes, parameters, cost and memory of a network",
-        description="Each layer's output and parameters, and of one picture multiply-adds and bytes kept for backward.\n\n"
+        description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
+        "backward.\n\n"
         "example: python -m inception summary googlenet --size 224 --depth 1",
         epilog=_EXIT_CODES,
         **_FORMAT,

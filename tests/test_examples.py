@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import re
@@ -19,13 +18,12 @@ from test_data import NAMES, write_binary, write_python
 
 from inception.data import DataError, load_cifar10, normalise, read_picture
 from inception.models import create_model
-from inception.training import to_tensor
+from inception.training import Training, to_tensor
 from inception.weights import load_model, load_weights, save_weights
 from minigrad import backend, no_grad, num_threads, set_num_threads
 from minigrad.backend import to_host
 
 ROOT = Path(__file__).parents[1]
-run_module = importlib.import_module("inception.training.run")
 
 
 class Outcome(NamedTuple):
@@ -125,7 +123,7 @@ def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_pa
     arrays, about = load_weights(Path("runs/weights.npz"))
     assert about["options"] == {"num_classes": 10, "aux_logits": True}
     assert all(np.isfinite(value).all() for value in arrays.values())
-    assert os.listdir("runs") == ["weights.npz"]
+    assert sorted(os.listdir("runs")) == ["python-googlenet_small", "weights.npz"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_the_defaults_are_those_of_the_help(
 ) -> None:
     """Every option reaches the run, and is left out at its default."""
     seen: list[Any] = []
-    monkeypatch.setattr("inception.training.run", seen.append)
+    monkeypatch.setattr("inception.__main__.run", seen.append)
     assert program("train_cifar.py", "--data", data).code == 0
     (options,) = seen
     assert (options.data, options.recipe.epochs, options.recipe.batch_size) == (data, epochs, batch_size)
@@ -211,7 +209,7 @@ def test_cupy_where_there_is_none(monkeypatch: pytest.MonkeyPatch, program: Prog
 def test_weights_that_cannot_be_written_fail_before_training(
     monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path, tmp_path: Path, place: str
 ) -> None:
-    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     (tmp_path / "file").touch()
     path = tmp_path if place == "a directory" else tmp_path / "file" / "w.npz"
     before = sorted(os.listdir(tmp_path))

@@ -223,7 +223,7 @@ class Keeper:
             return
         self._write_log()
         results = [self._accuracy(epoch) for epoch in self.training.epochs]
-        if results[-1] > max(results[:-1], default=-1.0):
+        if results[-1] > max(results[:-1], default=-1.0) or not (self.directory / BEST).exists():
             self._try_to_save(self.directory / BEST, best=True)
         self._try_to_save(place(self.directory, self.training.step))
 
@@ -236,9 +236,9 @@ class Keeper:
         """A sentence for whoever stopped the training."""
         found = find_checkpoints(self.directory) if self.directory is not None else []
         if not found:
-            return f"{what}: nothing was saved"
+            return f"{what}; nothing was saved"
         where = shlex.quote(str(self.directory))
-        return f"{what}, saved after step {_step(found[0]):,}: go on with python -m inception train --resume {where}"
+        return f"{what}; saved up to step {_step(found[0]):,}: go on with python -m inception train --resume {where}"
 
     def _accuracy(self, epoch: Epoch) -> float:
         result = epoch.average if self.training.test_average and epoch.average else epoch.test

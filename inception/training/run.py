@@ -175,7 +175,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
             f"{training_set.name}: {len(training_set)} training pictures do not fill a batch of {recipe.batch_size}"
         )
     mean, std = mean_and_std(training_set)
-    loader = training_loader(training_set, options, mean, std)
+    loader = _training_loader(training_set, options, mean, std)
     tests, held_out = (Loader(part, recipe.batch_size, mean=mean, std=std) for part in (test_set, watched_set))
     classes = len(training_set.classes)
     model = create_model(options.model, num_classes=classes, aux_logits=options.aux_logits, seed=recipe.seed)
@@ -224,7 +224,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
                 keeper.save()
                 raise Stopped(stop.signal, keeper.how_to_go_on("stopped")) from None
             except KeyboardInterrupt:  # the second one: there is no time to save
-                raise Stopped(signal.SIGINT, keeper.how_to_go_on("stopped at once, not saving")) from None
+                raise Stopped(signal.SIGINT, keeper.how_to_go_on("stopped at once")) from None
         last = training.epochs[-1]
         result = result or last.average or last.test
         assert result is not None
@@ -240,7 +240,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     return result
 
 
-def training_loader(training_set: Dataset, options: Run, mean: np.ndarray, std: np.ndarray) -> Loader:
+def _training_loader(training_set: Dataset, options: Run, mean: np.ndarray, std: np.ndarray) -> Loader:
     """Full batches in random order, changed as the recipe says."""
     recipe = options.recipe
     return Loader(training_set, recipe.batch_size, mean=mean, std=std, seed=recipe.seed, augment=recipe.augment,
