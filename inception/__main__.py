@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
         print(stop, file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
-        print("stopped: nothing was saved", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except (MinigradError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -133,6 +133,8 @@ def _add_train(commands: Any) -> None:
     where.add_argument("--save-every", type=int, metavar="STEPS", help=f"(default: {Run.save_every})")
     where.add_argument("--keep", type=int, metavar="N", help=f"last checkpoints to keep (default: {Run.keep})")
     where.add_argument("--tensorboard", action="store_true", help="write TensorBoard events as well")
+    where.add_argument("--report", action=argparse.BooleanOptionalAction,
+                       help="draw curves and predictions at the end, with matplotlib (default: yes)")  # fmt: skip
 
     _add_machine(parser, prefetch=True)
     recipe = parser.add_argument_group(

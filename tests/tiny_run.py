@@ -20,9 +20,8 @@ from inception.data import Dataset, load_shapes
 from minigrad import Tensor, nn, ops
 from minigrad.random import seeded
 
-OPTIONS = (
-    "--recipe cifar_small --aux --epochs 4 --batch-size 8 --ema 0.9 --ema-every 2 --clip-norm 1 --seed 3 --save-every 2"
-).split()
+_OPTIONS = "--recipe cifar_small --aux --epochs 4 --batch-size 8 --ema 0.9 --ema-every 2 --clip-norm 1 --seed 3"
+OPTIONS = [*_OPTIONS.split(), "--save-every", "2", "--no-report"]
 STEPS = 6  # in an epoch
 
 

@@ -7,10 +7,11 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,11 +21,11 @@ import numpy as np
 from inception.data import DataError, Dataset, Loader, load_cifar10, load_shapes, mean_and_std, split
 from inception.models import create_model
 from inception.training.checkpoint import Checkpoint, CheckpointError, Keeper, restore
-from inception.training.log import as_json, row_of
-from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate
+from inception.training.log import Row, as_json, row_of
+from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate, predictions
 from inception.training.recipes import RECIPES, Recipe
 from inception.weights import check_place, save_weights
-from minigrad import backend, num_threads
+from minigrad import Tensor, backend, num_threads, ops
 from minigrad.errors import MinigradError
 from minigrad.nn import Module
 
@@ -42,6 +43,8 @@ class Run:
     save_every    steps between two checkpoints; there is one after every epoch anyway
     keep          how many of the last checkpoints stay; the best stays besides
     prefetch      batches to prepare ahead
+    tensorboard   write its events as well, in `out`
+    report        draw the log and the predictions at the end, in `out`
     json          print JSON, one line an epoch and one for the result, instead of sentences
     """
 
@@ -57,6 +60,7 @@ class Run:
     keep: int = 2
     prefetch: int = 0
     tensorboard: bool = False
+    report: bool = True
     quiet: bool = False
     json: bool = False
 
@@ -114,11 +118,12 @@ _STORED: dict[str, tuple[type, ...]] = {
     "keep": (int,),
     "prefetch": (int,),
     "tensorboard": (bool,),
+    "report": (bool,),
     "quiet": (bool,),
     "json": (bool,),
 }
 # What may be said anew when a run is resumed: where things are and how fast, nothing that changes the result.
-FREE = ("data", "weights", "save_every", "keep", "prefetch", "tensorboard", "quiet", "json")
+FREE = ("data", "weights", "save_every", "keep", "prefetch", "tensorboard", "report", "quiet", "json")
 
 
 def open_data(source: str) -> tuple[Dataset, Dataset]:
@@ -230,8 +235,9 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         assert result is not None
         with training.averaged():
             save_weights(options.weights_file, model, about | {"test_accuracy": result.accuracy})
-            if options.out is not None:
-                _write_report(options.out, model, tests, say)
+            if options.out is not None and options.report:
+                rows = [row_of(epoch, watched=watched, average=averaged) for epoch in training.epochs]
+                say(_write_report(options.out, rows, model, tests))
     kind = " (of the averaged weights)" if averaged else ""
     say(f"test accuracy {result.accuracy:.2%}{kind}, loss {result.loss:.4f}; weights in {options.weights_file}")
     if options.json:
@@ -280,10 +286,22 @@ def _signals_stop(training: Training) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write_report(directory: Path, model: Module, tests: Loader, say: Callable[[str], None]) -> None:
-    """Plots of the log and of predictions, if matplotlib is there."""
+def _write_report(directory: Path, rows: list[Row], model: Module, tests: Loader) -> str:
+    """Draw the log and what the model makes of the test pictures; return what to say of it."""
     try:
-        write_report = import_module("inception.training.report").write_report
+        report = import_module("inception.training.report")
     except ImportError:
-        return
-    write_report(directory)
+        return "no report: this version draws none"
+    if find_spec("matplotlib") is None:  # asked here, before the predictions are made
+        return "no report: drawing needs matplotlib (pip install 'inception-minigrad[plots]')"
+    dataset, parts = tests.dataset, []
+    for _, logits in predictions(model, tests):
+        parts.append(backend.to_host(ops.softmax(Tensor(logits)).data))
+    chances = np.concatenate(parts)  # (N, K)
+    confusion = report.confusion_matrix(dataset.labels, chances.argmax(axis=1), len(dataset.classes))
+    mistakes = [(dataset.images[m.row], m) for m in report.worst_mistakes(chances, dataset.labels, 25)]
+    try:
+        files = report.write_report(directory, rows, confusion=confusion, classes=dataset.classes, mistakes=mistakes)
+    except (MinigradError, OSError) as error:
+        return f"no report: {error}"
+    return f"report: {', '.join(map(str, files))}"
