@@ -140,8 +140,9 @@ class Recipe:
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> Recipe:
         """The inverse of `to_json`. Raises MinigradError if options are missing, unknown or out of range."""
-        if not isinstance(options, Mapping) or (wrong := options.keys() ^ {option.name for option in fields(cls)}):
-            raise MinigradError(f"these are not the options of a recipe: {sorted(wrong) if options else options!r}")
+        own = {option.name for option in fields(cls)}
+        if not isinstance(options, Mapping) or own != options.keys():
+            raise MinigradError(f"a recipe has the options {', '.join(sorted(own))}; these are others")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         return cls(**values)
 
