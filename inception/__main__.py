@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # CuPy's
             raise
-        print(f"error: out of memory ({error}): {_cheaper(args)}", file=sys.stderr)
+        print(f"error: out of memory ({error}): {_cheaper(command, args)}", file=sys.stderr)
     return 1
 
 
-def _cheaper(args: dict[str, Any]) -> str:
+def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
     """What to lower when the memory is not enough."""
-    if "size" in args:
+    if command is _summary:
         return "lower --size"
     if "resume" in args:
         return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
@@ -95,18 +95,15 @@ def _train(resume: Path | None = None, **given: Any) -> int:
     changes = {option.name: given.pop(option.name) for option in fields(Recipe) if option.name in given}
     options = Run(**given, recipe=replace(recipe, **changes))
     if options.out is None:
-        options = replace(options, out=_free_directory(f"{Path(data).name}-{options.model}"))
+        options = replace(options, out=_free_directory(f"{Path(data).resolve().stem}-{options.model}"))
     run(options)
     return 0
 
 
 def _free_directory(name: str) -> Path:
     """runs/NAME, or the first of runs/NAME-2, -3, … that holds nothing."""
-    for number in count(1):
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            return path
-    raise AssertionError
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def _add_train(commands: Any) -> None:
@@ -115,6 +112,7 @@ def _add_train(commands: Any) -> None:
                                  epilog=epilog, **_FORMAT)  # fmt: skip
     what = parser.add_argument_group("what to train on what")
     what.add_argument("--data", metavar="shapes|DIR", help="built-in shapes (default), or a directory with CIFAR-10")
+    what.add_argument("--size", type=int, metavar="S", help=f"of the pictures in folders, pixels (default: {Run.size})")
     what.add_argument("--model", choices=list_models(), help=f"(default: {Run.model})")
     what.add_argument("--aux", dest="aux_logits", action=argparse.BooleanOptionalAction,
                       help="with auxiliary heads (default: as the model was published)")  # fmt: skip
@@ -190,7 +188,9 @@ def _value(value: Any) -> str:
 
 def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool, json: bool) -> int:
     model, about = load_model(weights)
-    dataset = dict(zip(("train", "test"), open_data(data), strict=True))[split]
+    dataset = dict(zip(("train", "test"), open_data(data, size=about["size"][0], quiet=quiet or json), strict=True))[
+        split
+    ]
     if list(dataset.classes) != about["classes"]:
         raise DataError(
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
@@ -341,7 +341,9 @@ def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> Non
     group.add_argument("--backend", choices=["numpy", "cupy"], help="(default: MINIGRAD_BACKEND, or numpy)")
     group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
     if prefetch:
-        group.add_argument("--prefetch", type=int, metavar="N", help="batches to prepare ahead (default: 0)")
+        group.add_argument(
+            "--prefetch", type=int, metavar="N", help=f"batches to prepare ahead (default: {Run.prefetch})"
+        )
     group.add_argument("--quiet", action="store_true", help="no progress bar; train: nothing but errors")
     group.add_argument("--json", action="store_true", help="print JSON, one object a line, and nothing else")
 

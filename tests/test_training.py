@@ -385,7 +385,7 @@ def test_an_evaluation_that_fails_leaves_mode_and_recording_as_they_were() -> No
 @pytest.fixture
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Dataset]:
     data = small_shapes(37, 12)
-    monkeypatch.setattr(run_module, "open_data", lambda source: data)
+    monkeypatch.setattr(run_module, "open_data", lambda *_, **__: data)
     return data
 
 

@@ -120,13 +120,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Any:
 # ---- Going on ----
 
 
+@pytest.mark.parametrize("prefetch", [0, 4])
 @pytest.mark.parametrize("steps", [1, 2, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS, 4 * STEPS - 1, 4 * STEPS])
-def test_a_stopped_run_goes_on_to_the_last_bit(whole: Path, tmp_path: Path, stop_after: Any, steps: int) -> None:
+def test_a_stopped_run_goes_on_to_the_last_bit(
+    whole: Path, tmp_path: Path, stop_after: Any, steps: int, prefetch: int
+) -> None:
     """Between epochs, inside them, before an evaluation, and when all steps are taken but the last evaluation."""
     out = tmp_path / "run"
     stop_after(steps)
     with pytest.raises(Stopped) as stop:
-        run(options(out))
+        run(options(out, prefetch=prefetch))
     assert stop.value.signal == signal.SIGTERM
     assert f"saved up to step {steps}: go on with python -m inception train --resume {out}" in str(stop.value)
     assert not (out / "weights.npz").exists()
@@ -196,10 +199,12 @@ def test_every_optimizer_goes_on_to_the_last_bit(tmp_path: Path, stop_after: Any
     assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_and_the_rhythm_of_saving_change_nothing(whole: Path, tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 0), (1, 4), (2, 4)])
+def test_threads_prefetching_and_the_rhythm_of_saving_change_nothing(
+    whole: Path, tmp_path: Path, threads: int, prefetch: int
+) -> None:
     set_num_threads(threads)
-    run(options(tmp_path / "run", save_every=5, keep=1))
+    run(options(tmp_path / "run", save_every=5, keep=1, prefetch=prefetch))
     assert_same(tmp_path / "run", outcome(whole))
     assert len(find_checkpoints(tmp_path / "run")) == 1
 
@@ -330,7 +335,7 @@ def test_options_that_change_no_result_may_be_given_anew(whole: Path) -> None:
 def test_other_pictures_are_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tiny_run.make_data("")
     darker = dataclasses.replace(first, images=first.images // 2)
-    monkeypatch.setattr(run_module, "open_data", lambda source: (darker, second))
+    monkeypatch.setattr(run_module, "open_data", lambda *_, **__: (darker, second))
     with pytest.raises(CheckpointError, match="trained on other pictures"):
         go_on(whole)
 

@@ -35,6 +35,7 @@ class Run:
     """What to train on what, and where the result goes.
 
     data          "shapes", or a directory with CIFAR-10's batches
+    size          pixels on a side to which the pictures of folders are brought; other data have their own size
     validation    share of the training pictures set aside; each epoch is then evaluated on them, and the test
                   pictures are seen once, at the end. With 0 each epoch is evaluated on the test pictures.
     test_average  evaluate the averaged weights too after every epoch, not only after the last
@@ -49,6 +50,7 @@ class Run:
     """
 
     data: str = "shapes"
+    size: int = 224
     model: str = "googlenet_small"
     aux_logits: bool | None = None
     validation: float = 0.0
@@ -58,14 +60,14 @@ class Run:
     weights: Path | None = None
     save_every: int = 200
     keep: int = 2
-    prefetch: int = 0
+    prefetch: int = 2
     tensorboard: bool = False
     report: bool = True
     quiet: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 1), ("keep", 1), ("prefetch", 0)):
+        for name, least in (("size", 1), ("save_every", 1), ("keep", 1), ("prefetch", 0)):
             if getattr(self, name) < least:
                 raise MinigradError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -93,6 +95,8 @@ class Run:
         words = ["--data", self.data, "--model", self.model, "--recipe", self.recipe.name]
         if self.aux_logits is not None:
             words.append("--aux" if self.aux_logits else "--no-aux")
+        if self.size != Run.size:
+            words += ["--size", str(self.size)]
         if self.validation:
             words += ["--validation", str(self.validation)]
         words += ["--test-average"] * self.test_average
@@ -110,6 +114,7 @@ class Run:
 
 _STORED: dict[str, tuple[type, ...]] = {
     "data": (str,),
+    "size": (int,),
     "model": (str,),
     "aux_logits": (bool, type(None)),
     "validation": (float, int),
@@ -126,7 +131,7 @@ _STORED: dict[str, tuple[type, ...]] = {
 FREE = ("data", "weights", "save_every", "keep", "prefetch", "tensorboard", "report", "quiet", "json")
 
 
-def open_data(source: str) -> tuple[Dataset, Dataset]:
+def open_data(source: str, *, size: int = 224, quiet: bool = False) -> tuple[Dataset, Dataset]:
     """The training and test pictures of "shapes" or of a directory."""
     if source == "shapes":
         return load_shapes()
@@ -171,7 +176,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         if not quiet:
             print(text)
 
-    training_set, test_set = open_data(options.data)
+    training_set, test_set = open_data(options.data, size=options.size, quiet=quiet)
     watched_set = test_set
     if options.validation:
         training_set, watched_set = split(training_set, options.validation, recipe.seed)
