@@ -485,6 +485,30 @@ def test_with_validation_the_test_pictures_are_seen_once_at_the_end(
     assert trained == [30, 37]
 
 
+def test_a_runs_report_shows_the_model_as_it_was_evaluated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: tuple[Dataset, Dataset]
+) -> None:
+    """In evaluation mode, with the averaged weights: its confusion matrix has the accuracy of the result."""
+    report = pytest.importorskip("inception.training.report")
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+
+    def write_report(directory: Path, log: Any, **parts: Any) -> list[Path]:
+        drawn.append((directory, log, parts))
+        return [tmp_path / "drawn.png"]
+
+    monkeypatch.setattr(report, "write_report", write_report)
+    recipe = Recipe(epochs=2, batch_size=16, ema=0.5)
+    options = Run(aux_logits=True, out=tmp_path / "run", validation=0.2, recipe=recipe, quiet=True)
+    result = run(options)
+    ((directory, log, parts),) = drawn
+    assert directory == tmp_path / "run"
+    assert [row["epoch"] for row in log] == [1, 2]
+    assert np.trace(parts["confusion"]) / 12 == result.accuracy
+    assert parts["confusion"].sum(axis=1).tolist() == np.bincount(tiny_data[1].labels, minlength=10).tolist()
+    assert len(parts["mistakes"]) == 12 - np.trace(parts["confusion"])
+
+
 def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, Dataset]) -> None:
     with pytest.raises(DataError, match="37 training pictures do not fill a batch of 64"):
         run(Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=64), quiet=True))

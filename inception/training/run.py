@@ -300,6 +300,7 @@ def _write_report(directory: Path, rows: list[Row], model: Module, tests: Loader
     if find_spec("matplotlib") is None:  # asked here, before the predictions are made
         return "no report: drawing needs matplotlib (pip install 'inception-minigrad[plots]')"
     dataset, parts = tests.dataset, []
+    model.eval()
     for _, logits in predictions(model, tests):
         parts.append(backend.to_host(ops.softmax(Tensor(logits)).data))
     chances = np.concatenate(parts)  # (N, K)
