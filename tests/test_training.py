@@ -156,7 +156,8 @@ def test_how_often_training_waits_does_not_depend_on_the_number_of_steps(
     for n in (16, 48):
         dataset, _ = small_shapes(n)
         fake_cupy.SYNCS.clear()
-        reports = train(Net(dropout=0.5), loader(dataset, 8), Recipe(epochs=1), quiet=True)
+        recipe = Recipe(epochs=1, ema=0.9, clip_norm=1.0, label_smoothing=0.1, warm_up=0.5)
+        reports = train(Net(dropout=0.5), loader(dataset, 8), recipe, quiet=True)
         waits.append(sum(fake_cupy.SYNCS.values()))
         assert math.isfinite(reports[0].losses["loss"])
         assert 0 <= reports[0].accuracy <= 1

@@ -56,7 +56,7 @@ def options(out: Path, **changes: Any) -> Run:
 
 def go_on(where: Path, **given: Any) -> None:
     checkpoint = open_checkpoint(where)
-    run(resumed(checkpoint, given), checkpoint)
+    run(resumed(checkpoint, {"quiet": True} | given), checkpoint)
 
 
 def timeless(value: Any) -> Any:

@@ -150,7 +150,7 @@ def resumed(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Run:
         own = Run.from_json(checkpoint.state["run"]["options"], Recipe.from_json(checkpoint.state["recipe"]))
     except (KeyError, TypeError, ValueError, MinigradError) as error:
         raise CheckpointError(f"{checkpoint.path}: its options cannot be understood ({error})") from None
-    own = replace(own, out=checkpoint.path.parent)
+    own = replace(own, out=checkpoint.path.parent, quiet=False, json=False)  # who goes on says how to be told
     known = {option.name for option in fields(Run)} - {"recipe"}
     wrong = []
     for name, value in given.items():
