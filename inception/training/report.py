@@ -7,7 +7,6 @@ bytes, with the same matplotlib.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from inception.weights import WeightsError, replace_file
 from minigrad.errors import MinigradError
 
 Log = Sequence[Mapping[str, Any]]  # one row an epoch, by the keys of the run's log; None and NaN leave a gap
@@ -356,14 +356,11 @@ def _figure(height: float, width: float = WIDTH, *, layout: Any = "constrained")
 
 def _save(figure: Any, path: Path) -> Path:
     """Write a figure as PNG: the new file takes the old one's place at once, or nothing changes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}))
+    except WeightsError as error:
+        raise ReportError(str(error)) from None
     except OSError as error:
         raise ReportError(f"{path} could not be written ({error.strerror or error})") from None
     return path
