@@ -30,23 +30,26 @@ class Conv2d(Module):
         *,
         stride: Size = 1,
         padding: Size = 0,
+        groups: int = 1,
         bias: bool = True,
     ):
         self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
-        self.padding = pair(padding, "padding")
-        height, width = self.kernel_size
-        _positive(self, in_channels=in_channels, out_channels=out_channels, kernel_size=min(height, width))
-        self.weight = new_parameter((out_channels, in_channels, *self.kernel_size))
+        self.padding, self.groups = pair(padding, "padding"), groups
+        kernel = min(self.kernel_size)
+        _positive(self, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ShapeError(f"Conv2d: {groups} groups do not divide {in_channels} → {out_channels} channels")
+        self.weight = new_parameter((out_channels, in_channels // groups, *self.kernel_size))
         self.bias = new_parameter((out_channels,)) if bias else None
         _initialise(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
 
     def describe(self) -> str:
         o, i, kh, kw = self.weight.shape
-        bias = "" if self.bias is not None else ", bias=False"
-        return f"{i} → {o}, {kh}×{kw}, stride={self.stride}, padding={self.padding}{bias}"
+        options = f"{f', groups={self.groups}' * (self.groups > 1)}{', bias=False' * (self.bias is None)}"
+        return f"{i * self.groups} → {o}, {kh}×{kw}, stride={self.stride}, padding={self.padding}{options}"
 
 
 class Linear(Module):
