@@ -1,7 +1,7 @@
 """The family beside networks of PyTorch's own layers, built from the published tables (`published.md`), not from ours.
 
-In float64, at an eighth or sixteenth of the width: logits in training and evaluation, gradients of all parameters, running
-statistics. Parameters are matched by order alone (networks list them in the order in which they run).
+In float64, at an eighth or a sixteenth of the width: logits in training and evaluation, gradients of all parameters,
+running statistics. Parameters are matched by order alone (networks list them in the order in which they run).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T, F = torch.nn, torch.nn.functional
 
 
 class Published(NamedTuple):
-    """What the sections of networks.md say beside the tables."""
+    """What the implementations have beside the tables."""
 
     rows: str  # the table
     size: int  # to compare at
