@@ -244,6 +244,10 @@ def test_repr_is_a_tree_with_names() -> None:
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
+        (
+            lambda: nn.Conv2d(4, 8, 3, groups=2),
+            "Conv2d(4 → 8, 3×3, stride=(1, 1), padding=(0, 0), groups=2)",
+        ),
         (lambda: nn.Conv2d(3, 4, (1, 7), bias=False), "Conv2d(3 → 4, 1×7, stride=(1, 1), padding=(0, 0), bias=False)"),
         (lambda: nn.BatchNorm2d(4, relu=True), "BatchNorm2d(4, eps=1e-05, momentum=0.1, relu=True)"),
         (lambda: nn.MaxPool2d(3, stride=2, ceil_mode=True), "MaxPool2d(3, stride=2, padding=0, ceil)"),
@@ -342,6 +346,8 @@ def test_batch_norm_starts_as_the_identity() -> None:
         (lambda: nn.Linear(3, -1), "Linear: out_features must be an int of at least 1, got -1"),
         (lambda: nn.BatchNorm2d(0), "BatchNorm2d: channels must be an int of at least 1, got 0"),
         (lambda: nn.Conv2d(3, 4, 0), "kernel_size"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=4), "Conv2d: 4 groups do not divide 4 → 6 channels"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=0), "Conv2d: groups must be an int of at least 1, got 0"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "kernel_size"),  # type: ignore[arg-type]
     ],
 )
