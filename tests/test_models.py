@@ -5,6 +5,7 @@ How they compare with what was published is in test_models_published.py and test
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
@@ -538,6 +539,15 @@ def test_every_parameter_of_the_deep_networks_learns(name: str) -> None:
     loss, _ = step_of(model, coarse_pictures(4, 224 if name == "googlenet_paper" else 16), np.array([1, 7, 3, 3]))
     loss.backward()
     assert [path for path, p in model.named_parameters() if p.grad is None or not np.abs(p.grad).max() > 0] == []
+
+
+def test_heads_look_at_the_published_rows() -> None:
+    """A head one module earlier would have the same sizes."""
+    looks_at = {"googlenet_cifar": ["inception4a", "inception4d"], "inception_v3_cifar": ["mixed6e"]}
+    looks_at |= {"inception_v4_cifar": ["inception_b7"], "inception_resnet_v2_cifar": ["resnet_b20"]}
+    for name, rows in looks_at.items():
+        children = [child for child, _ in thin(name, aux_logits=True).children()]
+        assert [a for a, b in itertools.pairwise(children) if b.startswith("aux")] == rows
 
 
 def test_heads_of_v3_are_named() -> None:
