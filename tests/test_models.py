@@ -182,7 +182,7 @@ def test_branches_are_joined_in_the_papers_order() -> None:
 
 
 def test_naive_blocks_only_ever_get_wider() -> None:
-    """networks.md 2.5: at 3a's and 3b's widths 387,072 and 1,770,496 weights, 303.5 M and 1,388 M multiply-adds."""
+    """At 3a's and 3b's widths 387,072 and 1,770,496 weights, 303.5 M and 1,388 M multiply-adds."""
     one = NaiveInceptionBlock(192, 64, 128, 32)
     two = NaiveInceptionBlock(one.out_channels, 128, 192, 96)
     assert (one.out_channels, two.out_channels) == (416, 832)
@@ -429,7 +429,7 @@ def test_equal_layers_start_differently() -> None:
 
 
 def test_the_small_network_starts_he_normal() -> None:
-    """Its convolutions; the classifier keeps torch's default (networks.md 8.1)."""
+    """Its convolutions; the classifier keeps torch's default."""
     model = create_model("googlenet_small")
     weight = model.inception5a.branch2[1].conv.weight.data
     assert weight.std() == pytest.approx(math.sqrt(2 / (48 * 9)), rel=0.03)

@@ -59,7 +59,7 @@ def native(model: Inception) -> tuple[int, int, int]:
     return (3, model.form.size.native, model.form.size.native)
 
 
-# ---- Counts: networks.md, sections 1 and 2.5 ----
+# ---- Counts ----
 
 # name, heads -> parameters, named parameters, multiply-adds of one picture at the native size
 COUNTS = {
@@ -90,7 +90,7 @@ COUNTS = {
     ("inception_v4_cifar", False): (42_679_816 - 990 * 1537, 449, None),
     ("inception_resnet_v2_cifar", False): (55_843_464 - 990 * 1537, 694, None),
 }
-# The paper's stem, then two naive modules: 387,072 and 1,770,496 weights, 303.5 M and 1,388 M multiply-adds (2.5).
+# The paper's stem, then two naive modules: 387,072 and 1,770,496 weights, 303.5 M and 1,388 M multiply-adds.
 STEM_WEIGHTS, STEM_COST = 3 * 64 * 49 + 64 * 64 + 64 * 192 * 9, 118_013_952 + (64 * 64 + 64 * 192 * 9) * 56 * 56
 COUNTS["googlenet_naive", False] = (
     STEM_WEIGHTS + 387_072 + 1_770_496 + 2 * (64 + 64 + 192 + (64 + 128 + 32) + (128 + 192 + 96)) + 833 * 1000,
@@ -176,7 +176,7 @@ def test_cifar_forms_keep_every_layer(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "heads"), COUNTS)
 def test_parameters_come_in_the_order_in_which_layers_run(name: str, heads: bool) -> None:
-    """networks.md, section 9: so that weights can be matched with another implementation's without names."""
+    """So that weights can be matched with another implementation's without names."""
     model = create_model(name, aux_logits=heads)
     ran: list[nn.Module] = []
 
@@ -289,7 +289,7 @@ def test_every_description_names_its_paper() -> None:
 
 
 def test_table_1_beside_ours() -> None:
-    """networks.md, section 2.4."""
+    """Which rows of the paper add up, and to what the others come."""
     lines = {line.name: line for line in table_1_beside_ours()}
     assert {name: (line.weights, round(line.multiply_adds / 1e6, 1)) for name, line in lines.items()} == {
         "conv1": (9_408, 118.0),
