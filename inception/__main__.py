@@ -117,6 +117,8 @@ def _add_train(commands: Any) -> None:
     what.add_argument("--model", choices=list_models(), help=f"(default: {Run.model})")
     what.add_argument("--aux", dest="aux_logits", action=argparse.BooleanOptionalAction,
                       help="with auxiliary heads (default: as the model was published)")  # fmt: skip
+    what.add_argument("--width", type=float, metavar="X",
+                      help=f"factor of all widths, 0.25 for a small network (default: {Run.width:g})")  # fmt: skip
     what.add_argument("--validation", type=float, metavar="SHARE",
                       help="of the training pictures, to evaluate on; the test pictures are then seen once, at the end "
                       f"(default: {Run.validation:g}, evaluate on the test pictures)")  # fmt: skip
@@ -295,11 +297,12 @@ def _add_predict(commands: Any) -> None:
 
 
 def _summary(
-    model: str, size: int, classes: int | None, aux: bool | None, depth: int | None, quiet: bool, json: bool
+    model: str, size: int | None, classes: int | None, aux: bool | None, depth: int | None, quiet: bool, json: bool
 ) -> int:
-    if size < 1:
+    if size is not None and size < 1:
         raise DataError(f"--size must be at least 1, got {size}")
     network = create_model(model, num_classes=classes, aux_logits=aux)
+    size = size or network.form.size.native
     found = minigrad.summary(network, (3, size, size), depth=depth)
     if json:
         rows = [row._asdict() for row in found.rows]
@@ -315,12 +318,13 @@ def _add_summary(commands: Any) -> None:
         help="layers, shapes, parameters, cost and memory of a network",
         description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
         "backward.\n\n"
-        "example: python -m inception summary googlenet --size 224 --depth 1",
+        "example: python -m inception summary googlenet --depth 1",
         epilog=_EXIT_CODES,
         **_FORMAT,
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help=", ".join(list_models()))
-    parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the picture, pixels (default: 224)")
+    parser.add_argument("--size", type=int, default=None, metavar="S",
+                        help="side of the picture, pixels (default: as published)")  # fmt: skip
     parser.add_argument("--classes", type=int, default=None, metavar="N", help="(default: as published)")
     parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None, help="with auxiliary heads")
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")

@@ -177,12 +177,16 @@ class Tensor:
 
     def __mul__(self, other: Any) -> Tensor:
         x, y = operands("multiply", self, other)
-        a, b, multiply = x.data, y.data, array_module(x.data).multiply
+        a, b, multiply = x.shape, y.shape, array_module(x.data).multiply
+        # Each factor is kept for the gradient of the other: of a tensor times a plain number, the number alone.
+        left, right = x.data if y.needs_grad else None, y.data if x.needs_grad else None
 
-        def backward(dz: Array) -> tuple[Array, Array]:
-            return sum_to(elementwise(multiply, dz, b), a.shape), sum_to(elementwise(multiply, dz, a), b.shape)
+        def backward(dz: Array) -> tuple[Array | None, Array | None]:
+            dx = None if right is None else sum_to(elementwise(multiply, dz, right), a)
+            dy = None if left is None else sum_to(elementwise(multiply, dz, left), b)
+            return dx, dy
 
-        return record("multiply", elementwise(multiply, a, b), (x, y), backward)
+        return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward)
 
     def __pow__(self, exponent: float) -> Tensor:
         if not isinstance(exponent, (int, float)):

@@ -448,7 +448,7 @@ def test_a_runs_file_and_lines(
     assert "Traceback" not in out + err
     _, about = load_weights(path)
     assert about["model"] == "googlenet_small"
-    assert about["options"] == {"num_classes": 10, "aux_logits": False}
+    assert about["options"] == {"num_classes": 10, "aux_logits": False, "width": 1.0}
     assert tuple(about["classes"]) == training.classes
     assert about["size"] == [16, 16]
     assert about["test_accuracy"] == result.accuracy

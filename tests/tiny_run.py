@@ -50,7 +50,7 @@ class Net(nn.Module):
         return Outputs(self.aux1(x), self.aux2(x), y) if self.heads and self.training else y
 
 
-def make_model(name: str, *, num_classes: int, aux_logits: bool | None, seed: int = 0) -> Net:
+def make_model(name: str, *, num_classes: int, aux_logits: bool | None, width: float = 1.0, seed: int = 0) -> Net:
     return Net(num_classes, bool(aux_logits), seed)
 
 

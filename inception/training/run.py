@@ -37,6 +37,7 @@ class Run:
 
     data          what `open_data` reads: "shapes", "cifar10", a directory, …
     size          pixels on a side to which the pictures of folders are brought; other data have their own size
+    width         multiplies the widths of the model's layers, as in `create_model`
     validation    share of the training pictures set aside; each epoch is then evaluated on them, and the test
                   pictures are seen once, at the end. With 0 each epoch is evaluated on the test pictures.
     test_average  evaluate the averaged weights too after every epoch, not only after the last
@@ -54,6 +55,7 @@ class Run:
     size: int = 224
     model: str = "googlenet_small"
     aux_logits: bool | None = None
+    width: float = 1.0
     validation: float = 0.0
     test_average: bool = False
     recipe: Recipe = field(default_factory=Recipe)
@@ -96,6 +98,8 @@ class Run:
         words = ["--data", self.data, "--model", self.model, "--recipe", self.recipe.name]
         if self.aux_logits is not None:
             words.append("--aux" if self.aux_logits else "--no-aux")
+        if self.width != Run.width:
+            words += ["--width", str(self.width)]
         if self.size != Run.size:
             words += ["--size", str(self.size)]
         if self.validation:
@@ -118,6 +122,7 @@ _STORED: dict[str, tuple[type, ...]] = {
     "size": (int,),
     "model": (str,),
     "aux_logits": (bool, type(None)),
+    "width": (float, int),
     "validation": (float, int),
     "test_average": (bool,),
     "save_every": (int,),
@@ -181,12 +186,13 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     loader = _training_loader(training_set, options, mean, std)
     tests, held_out = (Loader(part, recipe.batch_size, mean=mean, std=std) for part in (test_set, watched_set))
     classes = len(training_set.classes)
-    model = create_model(options.model, num_classes=classes, aux_logits=options.aux_logits, seed=recipe.seed)
+    built: dict[str, Any] = {"num_classes": classes, "aux_logits": options.aux_logits, "width": options.width}
+    model = create_model(options.model, **built, seed=recipe.seed)
     training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, quiet=quiet)
     averaged = training.average is not None
     about = {
         "model": options.model,
-        "options": {"num_classes": classes, "aux_logits": any("aux" in name for name, _ in model.named_parameters())},
+        "options": built | {"aux_logits": any("aux" in name for name, _ in model.named_parameters())},
         "classes": list(training_set.classes),
         "mean": mean.tolist(),
         "std": std.tolist(),
