@@ -52,7 +52,7 @@ def torch_step(name: str, size: int, classes: int, batch: int, heads: bool, thre
     import torch
     from torch import nn
 
-    from inception.models import googlenet
+    from inception.models import googlenet, small
 
     class Unit(nn.Module):
         def __init__(self, i: int, o: int, k: int, **options: int):
@@ -88,7 +88,7 @@ def torch_step(name: str, size: int, classes: int, batch: int, heads: bool, thre
         layers, channels = [Unit(3, 64, 7, stride=2, padding=3), pool, Unit(64, 192, 3, padding=1), pool], 192
         table = googlenet.TABLE_1
     else:
-        layers, channels, table = [Unit(3, 64, 3, padding=1)], 64, googlenet.SMALL_TABLE
+        layers, channels, table = [Unit(3, 64, 3, padding=1)], 64, small.SMALL_TABLE
     aux = nn.ModuleDict()
     for row in table:
         if isinstance(row, str):
@@ -96,7 +96,7 @@ def torch_step(name: str, size: int, classes: int, batch: int, heads: bool, thre
             continue
         layers.append(Module(channels, row))
         channels = row.out
-        if heads and row.name in googlenet.HEADS_AFTER:
+        if heads and f"inception{row.name}" in googlenet.HEADS_AFTER:
             aux[str(len(layers) - 1)] = Head(channels)
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
     model = nn.ModuleDict({"trunk": nn.ModuleList(layers), "aux": aux}).to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """minigrad: a minimal autograd framework on NumPy or CuPy, written to be read.
 
 Reading order: tensor (the engine), layout (the pixel matrix), ops (what a layer computes), kernels (how, fast),
-nn (modules), optim and schedule, gradcheck and summary.
+nn (modules), optim and schedule, gradcheck, watch and summary.
 """
 
 from minigrad import nn, ops, optim, random, schedule
@@ -10,12 +10,15 @@ from minigrad.gradcheck import gradcheck
 from minigrad.summary import summary
 from minigrad.tensor import Tensor, no_grad, record
 from minigrad.threads import num_threads, set_num_threads
+from minigrad.watch import first_non_finite, layer_times, watch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Tensor",
+    "first_non_finite",
     "gradcheck",
+    "layer_times",
     "nn",
     "no_grad",
     "num_threads",
@@ -27,4 +30,5 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "summary",
+    "watch",
 ]

@@ -33,3 +33,12 @@ class StateError(MinigradError, ValueError):
 
 class GradientMismatch(MinigradError, AssertionError):
     """gradcheck found a gradient that finite differences do not confirm."""
+
+
+class NonFiniteError(MinigradError, ArithmeticError):
+    """A value or a gradient is NaN or Inf: see `minigrad.watch`."""
+
+    def __init__(self, message: str, layer_path: str):
+        super().__init__(message)
+        self.layer_path = layer_path
+        self.raised_in = None  # the path is the watched model's: modules that it passes through look up no other

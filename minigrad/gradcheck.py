@@ -20,6 +20,7 @@ def gradcheck(
     parameters: Iterable[Tensor] = (),
     seed: int = 0,
     tolerance: float = 1e-6,
+    steps: Sequence[float] = STEPS,
 ) -> float:
     """Compare the gradients of f(*inputs) with finite differences; raise GradientMismatch where they differ.
 
@@ -27,8 +28,8 @@ def gradcheck(
 
     with a random direction d and a random upstream gradient g: back-propagating ones would pass a softmax whose
     backward returns zero. Every input is checked by itself, so that a message names the wrong one, and all
-    `parameters` together. A network has kinks (ReLU, max-pool), so it passes if one of ε = 1e-5, 1e-6, 1e-7 agrees;
-    a wrong backward fails all three.
+    `parameters` together. A network has kinks (ReLU, max-pool), so it passes if one of the `steps` ε agrees; a wrong
+    backward fails all of them. A deep network is smooth over 1e-8 or 1e-9 only.
 
     f           tensors in, a tensor or several out; deterministic (hand dropout a key)
     inputs      float64 tensors; those with requires_grad are checked
@@ -64,15 +65,15 @@ def gradcheck(
     (here, scale), (again, _) = value(), value()
     if here != again and not (np.isnan(here) and np.isnan(again)):
         raise GraphError("gradcheck: f gives two results for the same inputs; fix its randomness (model.set_key)")
-    return max(_check(name, leaves, analytic, value, scale, Key(seed), tolerance) for name, leaves in groups)
+    return max(_check(name, leaves, analytic, value, scale, Key(seed), tolerance, steps) for name, leaves in groups)
 
 
-def _check(name, leaves, analytic, value, scale, key, tolerance) -> float:  # type: ignore[no-untyped-def]
+def _check(name, leaves, analytic, value, scale, key, tolerance, steps) -> float:  # type: ignore[no-untyped-def]
     directions = [_random(key.fold("direction", name, i), leaf) for i, leaf in enumerate(leaves)]
     grads = [analytic[id(leaf)] for leaf in leaves]
     predicted = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True) if g is not None)
     found = []
-    for step in STEPS:
+    for step in steps:
         measured = (_shifted(leaves, directions, step, value) - _shifted(leaves, directions, -step, value)) / (2 * step)
         noise = 1e-15 * scale / step  # a gradient of zero is measured as rounding of L
         difference, size = abs(measured - predicted), max(abs(measured), abs(predicted))
@@ -81,7 +82,7 @@ def _check(name, leaves, analytic, value, scale, key, tolerance) -> float:  # ty
         found.append(measured)
     raise GradientMismatch(
         f"gradcheck: backward gives {predicted:.9g} for a random direction in {name}, finite differences give "
-        + ", ".join(f"{m:.9g} (ε={step:g})" for m, step in zip(found, STEPS, strict=True))
+        + ", ".join(f"{m:.9g} (ε={step:g})" for m, step in zip(found, steps, strict=True))
     )
 
 

@@ -141,12 +141,12 @@ class Window(NamedTuple):
         output = []
         for size, k, s, p in zip(input, kernel, stride, padding, strict=True):
             room = size + 2 * p - k
-            if room < 0:
+            steps = -(-room // s) if ceil_mode else room // s
+            if steps < 0:
                 raise ShapeError(
                     f"a {kernel[0]}×{kernel[1]} window does not fit the {input[0]}×{input[1]} input with padding "
                     f"{padding}: use a larger input or a smaller kernel"
                 )
-            steps = -(-room // s) if ceil_mode else room // s
             if ceil_mode and steps * s >= size + p:
                 steps -= 1
             output.append(steps + 1)

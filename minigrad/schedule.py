@@ -11,7 +11,8 @@ schedule stays where it ended.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 
 from minigrad.errors import MinigradError
 
@@ -27,6 +28,11 @@ def step_decay(every: int, factor: float) -> Schedule:
     """factor^⌊step / every⌋: GoogLeNet has 0.96 every 8 epochs (arXiv:1409.4842, 6), Inception v3 0.94 every 2."""
     _at_least_one(every, "every")
     return lambda step: factor ** (step // every)
+
+
+def milestones(steps: Sequence[int], factor: float) -> Schedule:
+    """factor^m once m of the `steps`, in ascending order, have been reached: 0.1 at two of them is 1, 0.1, 0.01."""
+    return lambda step: factor ** bisect_right(steps, step)
 
 
 def poly(total: int, power: float = 1.0) -> Schedule:

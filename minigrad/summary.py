@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from minigrad import backend
 from minigrad.errors import ShapeError
 from minigrad.layout import Array, empty_images
-from minigrad.nn.module import Module, observer
-from minigrad.tensor import Backward, Tensor, watcher
+from minigrad.nn.module import Module
+from minigrad.tensor import Backward, Tensor
+from minigrad.watch import Event, columns, each_op, untouched
 
 
 class Row(NamedTuple):
@@ -40,13 +40,7 @@ class Summary(NamedTuple):
             lines.append((row.path, row.kind, shape, *(f"{n:,}" for n in row[3:])))
         totals = (self.parameters, self.multiply_adds, self.saved_bytes)
         lines.append(("total", "", "", *(f"{n:,}" for n in totals)))
-        widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
+        return columns(lines, left=3)
 
 
 def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = None) -> Summary:
@@ -66,14 +60,10 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
     x = Tensor(empty_images(xp, (batch, *input_shape), next(model.parameters()).dtype))
     x.data[...] = 0
     counter = _Counter(model, depth)
-    with _untouched(model):
+    with untouched(model):
         model.train()
-        tokens = observer.set(counter), watcher.set(counter.op)
-        try:
+        with each_op(model, counter.op):
             model(x)
-        finally:
-            observer.reset(tokens[0])
-            watcher.reset(tokens[1])
     parameters = dict.fromkeys(counter.rows, 0)
     for name, parameter in model.named_parameters():  # each belongs to the innermost layer that has a row
         holders = [path for path in parameters if not path or name.startswith(f"{path}.")]
@@ -92,35 +82,27 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
 
 
 class _Counter:
-    """Sees every call of a module and every op in it."""
+    """Sees every op, and counts it for its layer."""
 
     def __init__(self, model: Module, depth: int | None):
-        self.paths = {id(module): path for path, module in model.named_modules()}
         self.modules = dict(model.named_modules())
         self.depth = depth
-        self.stack: list[Module] = []
         self.rows: dict[str, Row] = {}
         self.seen = {id(_owner(tensor.data)) for tensor in model._named(Tensor) for tensor in tensor[1:]}
         self.held: list[Array] = []  # so that no id is used twice
 
-    def enter(self, module: Module) -> None:
-        self.stack.append(module)
-
-    def leave(self, module: Module) -> None:
-        self.stack.pop()
-
-    def op(self, name: str, output: Tensor, backward: Backward, multiply_adds: int) -> None:
-        path = ".".join(self.paths[id(self.stack[-1])].split(".")[: self.depth])
+    def op(self, event: Event) -> None:
+        path = ".".join(event.path.split(".")[: self.depth])
         row = self.rows.get(path)
         if row is None:
             row = Row(path or "(model)", type(self.modules[path]).__name__, (), 0, 0, 0)
         self.rows[path] = row._replace(
-            output=output.shape[1:],
-            multiply_adds=row.multiply_adds + multiply_adds,
-            saved_bytes=row.saved_bytes + self._kept(backward),
+            output=event.outputs[0][1].shape[1:],
+            multiply_adds=row.multiply_adds + event.multiply_adds,
+            saved_bytes=row.saved_bytes + self._kept(event.backward),
         )
 
-    def _kept(self, backward: Backward) -> int:
+    def _kept(self, backward: Backward | None) -> int:
         total = 0
         for array in _arrays_in(backward, set()):
             owner = _owner(array)
@@ -153,17 +135,3 @@ def _owner(array: Array) -> Array:
     while hasattr(array.base, "dtype") and array.base.dtype == array.dtype:
         array = array.base
     return array
-
-
-@contextmanager
-def _untouched(model: Module) -> Iterator[None]:
-    """Put running statistics and modes back after the block."""
-    buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    try:
-        yield
-    finally:
-        for data, before in buffers:
-            data[...] = before
-        for module, mode in modes:
-            module.training = mode

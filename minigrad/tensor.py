@@ -39,7 +39,7 @@ Backward = Callable[[Array], Array | Sequence[Array | None] | None]
 Watcher = Callable[..., None]
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
-# Called by `record` with (op, output tensor, backward, multiply_adds): how summary and watch see every op.
+# Called for every op with (op, outputs, inputs, node or None, multiply-adds of each output): how `watch` sees it.
 watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
@@ -187,12 +187,16 @@ class Tensor:
 
     def __mul__(self, other: Any) -> Tensor:
         x, y = operands("multiply", self, other)
-        a, b, multiply = x.data, y.data, array_module(x.data).multiply
+        a, b, multiply = x.shape, y.shape, array_module(x.data).multiply
+        # Each factor is kept for the gradient of the other: of a tensor times a plain number, the number alone.
+        left, right = x.data if y.needs_grad else None, y.data if x.needs_grad else None
 
-        def backward(dz: Array) -> tuple[Array, Array]:
-            return sum_to(elementwise(multiply, dz, b), a.shape), sum_to(elementwise(multiply, dz, a), b.shape)
+        def backward(dz: Array) -> tuple[Array | None, Array | None]:
+            dx = None if right is None else sum_to(elementwise(multiply, dz, right), a)
+            dy = None if left is None else sum_to(elementwise(multiply, dz, left), b)
+            return dx, dy
 
-        return record("multiply", elementwise(multiply, a, b), (x, y), backward)
+        return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward)
 
     def __pow__(self, exponent: float) -> Tensor:
         if not isinstance(exponent, (int, float)):
@@ -339,7 +343,7 @@ def record(
     if (nodes := _nodes_of(inputs)) is not None:
         output.node = Node(op, output.data, nodes, backward)
     if (watch := watcher.get()) is not None:
-        watch(op, output, backward, multiply_adds)
+        watch(op, [output], inputs, output.node, [multiply_adds])
     return output
 
 
@@ -352,14 +356,13 @@ def record_parts(
     multiply_adds: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """As `record`, for an op with several results: its backward gets the gradient of each, None where none came."""
-    outputs = [Tensor(part) for part in parts]
+    outputs, whole = [Tensor(part) for part in parts], None
     if (nodes := _nodes_of(inputs)) is not None:
         whole = Node(op, parts[0], nodes, backward, parts=len(parts))
         for i, output in enumerate(outputs):
             output.node = Node(op, output.data, (whole,), functools.partial(Part, i))
     if (watch := watcher.get()) is not None:
-        for output, cost in zip(outputs, multiply_adds or [0] * len(outputs), strict=True):
-            watch(op, output, backward, cost)
+        watch(op, outputs, inputs, whole, multiply_adds or [0] * len(outputs))
     return outputs
 
 

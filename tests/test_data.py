@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import pickle
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inception.data import (
+    Augment,
     DataError,
     Dataset,
     Loader,
-    crop_and_flip,
     load_cifar10,
     load_shapes,
     mean_and_std,
@@ -24,7 +28,7 @@ from inception.data import (
     split,
 )
 from minigrad.layout import pixels
-from minigrad.random import Key, integers
+from minigrad.random import Key, integers, permutation, uniform
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -238,7 +242,7 @@ def test_cifar_runs_nothing_by_the_back_doors_either(tmp_path):
         b"\x80\x02\x82\x01.",  # EXT1
         b"Pid\n.",  # PERSID
     ):
-        refused(folder, content, "is no CIFAR-10 batch")
+        refused(folder, content, "is no CIFAR batch")
     assert not sentinel.exists()
 
 
@@ -254,10 +258,8 @@ def test_a_hostile_pickle_changes_nothing_for_the_next_one(tmp_path):
 
 def test_cifar_memory_is_bounded_by_the_file(tmp_path):
     folder = write_python(tmp_path)
-    refused(
-        folder, b"\x80\x02Nr\xff\xff\xff\x7f0.", "no CIFAR-10 batch"
-    )  # LONG_BINPUT: two thousand million references
-    refused(folder, b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"abc.", "no CIFAR-10 batch")  # BINBYTES8
+    refused(folder, b"\x80\x02Nr\xff\xff\xff\x7f0.", "no CIFAR batch")  # LONG_BINPUT: two thousand million references
+    refused(folder, b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"abc.", "no CIFAR batch")  # BINBYTES8
     planes, labels = planes_and_labels(0)
     huge = python_2_pickle(planes, labels).replace(struct.pack("<ib", 3072, -122), struct.pack("<ib", 1 << 30, -122))
     refused(folder, huge, "no complete array of uint8")
@@ -312,7 +314,7 @@ def test_cifar_pickles_that_are_something_else(tmp_path):
     folder = write_python(tmp_path)
     refused(folder, pickle.dumps([1, 2, 3]), "holds no dict")
     for content in (b"", b"<html>404 Not Found</html>", b"\x1f\x8b\x08\x00", bytes(1000)):
-        refused(folder, content, "no CIFAR-10 batch")
+        refused(folder, content, "no CIFAR batch")
 
 
 def test_cifar_python_batch_cut_anywhere(tmp_path):
@@ -407,43 +409,159 @@ def test_a_linear_classifier_fails_on_shapes():
 # ------------------------------------------------------------------------------------------------------- augment
 
 
-def crop_and_flip_one(image: np.ndarray, key: Key, row: int, padding: int) -> np.ndarray:
+def crop_and_flip_one(image: np.ndarray, key: Key, row: int, padding: int, mirrored: bool | None = None) -> np.ndarray:
     h, w, _ = image.shape
     dy, dx = integers(key.fold("crop"), 2 * padding + 1, (1, 2), rows=[row])[0] - padding
-    flipped = integers(key.fold("flip"), 2, 1, rows=[row])[0] == 1
+    if mirrored is None:
+        mirrored = integers(key.fold("flip"), 2, 1, rows=[row])[0] == 1
     out = np.zeros_like(image)
     for i in range(h):
         for j in range(w):
             if 0 <= i + dy < h and 0 <= j + dx < w:
-                out[i, w - 1 - j if flipped else j] = image[i + dy, j + dx]
+                out[i, w - 1 - j if mirrored else j] = image[i + dy, j + dx]
     return out
+
+
+def some_images(n: int, h: int, w: int, seed: int = 0) -> np.ndarray:
+    return integers(Key(seed), 256, (n, h, w, 3)).astype(np.uint8)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 6), h=st.integers(1, 9), w=st.integers(1, 9), padding=st.integers(0, 4), seed=st.integers(0, 99)
 )
-def test_crop_and_flip_equals_the_loop_over_pictures(n, h, w, padding, seed):
-    images = integers(Key(seed), 256, (n, h, w, 3)).astype(np.uint8)
-    before, rows, key = images.copy(), integers(Key(seed).fold("rows"), 50_000, n), Key(seed).fold("epoch", 2)
-    out = crop_and_flip(images, key, rows, padding=padding)
-    assert np.array_equal(
-        out, np.stack([crop_and_flip_one(x, key, r, padding) for x, r in zip(images, rows, strict=True)])
-    )
+def test_crop_and_flip_equal_the_loop_over_pictures(n, h, w, padding, seed):
+    images = some_images(n, h, w, seed)
+    before, rows, key = images.copy(), integers(Key(seed).fold("rows"), 50_000, n), Key(seed).fold("augment", 2)
+    out = Augment(padding=padding)(images, rows, seed=seed, epoch=2)
+    expected = [crop_and_flip_one(x, key, r, padding) for x, r in zip(images, rows, strict=True)]
+    assert np.array_equal(out, np.stack(expected))
+    expected = [crop_and_flip_one(x, key, r, padding, False) for x, r in zip(images, rows, strict=True)]
+    assert np.array_equal(Augment(padding=padding, flip=False)(images, rows, seed=seed, epoch=2), np.stack(expected))
     assert np.array_equal(images, before)
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
 
 
-def test_crop_and_flip_takes_every_offset_equally_often():
+def test_crop_and_flip_take_every_offset_equally_often():
     x = np.zeros((9000, 3, 3, 3), np.uint8)
     x[:, 1, 1] = 255
-    out = crop_and_flip(x, Key(0), np.arange(9000), padding=1)
+    out = Augment(padding=1)(x, np.arange(9000), seed=0, epoch=0)
     counts = (out[..., 0] == 255).sum(0)  # nine places for the bright pixel
     assert np.all(np.abs(counts - 1000) < 150)
     ramp = np.broadcast_to(np.arange(3, dtype=np.uint8)[None, None, :, None], x.shape)
-    flipped = crop_and_flip(ramp, Key(0), np.arange(9000), padding=0)[:, 0, 0, 0] == 2
+    flipped = Augment(padding=0)(ramp, np.arange(9000), seed=0, epoch=0)[:, 0, 0, 0] == 2
     assert abs(flipped.mean() - 0.5) < 0.03
+
+
+def test_alternate_flip_shows_both_sides_in_two_epochs():
+    x, rows = some_images(400, 3, 5), np.arange(400) * 7
+    epochs = [Augment(padding=0, flip="alternate")(x, rows, seed=1, epoch=e) for e in range(4)]
+    mirrored = [np.all(e == x[:, :, ::-1], axis=(1, 2, 3)) for e in epochs]
+    assert np.array_equal(mirrored[0], ~mirrored[1])
+    assert np.array_equal(mirrored[0], mirrored[2])
+    assert np.array_equal(mirrored[1], mirrored[3])
+    assert all(np.array_equal(e[~m], x[~m]) for e, m in zip(epochs, mirrored, strict=True))
+    assert 150 < mirrored[0].sum() < 250
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 30])
+def test_cutout_is_one_square_around_every_place_equally_often(side):
+    x, n = np.full((6000, 9, 7, 3), 200, np.uint8), 6000
+    out = Augment(padding=0, flip=False, cutout=side)(x, np.arange(n), seed=0, epoch=0, fill=(1.0, 2.0, 3.0))
+    cut = out[..., 0] == 1
+    assert np.all(out[cut] == [1, 2, 3])
+    assert np.all(out[~cut] == 200)
+    for picture in cut[:50]:
+        i, j = np.nonzero(picture)
+        assert picture[i.min() : i.max() + 1, j.min() : j.max() + 1].all()
+        assert max(np.ptp(i), np.ptp(j)) < side
+    if side == 1:
+        assert np.all(np.abs(cut.sum(0) - n / 63) < 50)
+    if side == 30:
+        assert cut.all()
+
+
+def jitter_one(image: np.ndarray, b: float, c: float, s: float) -> np.ndarray:
+    """Brightness, contrast, saturation, one after the other, in float64."""
+    weights = np.array([0.299, 0.587, 0.114])
+    x = image * b
+    x = c * x + (1 - c) * (x @ weights).mean()
+    return (s * x + (1 - s) * (x @ weights)[..., None]).clip(0, 255)
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.4, 1.0])
+def test_jitter_equals_its_three_steps(amount):
+    x, rows = some_images(20, 6, 5), np.arange(20) + 100
+    out = Augment(padding=0, flip=False, jitter=amount)(x, rows, seed=3, epoch=4)
+    u = uniform(Key(3).fold("augment", 4, "jitter"), (20, 3), rows=rows)
+    for i, factors in enumerate(1 + amount * (2 * u - 1)):
+        assert np.all(np.abs(out[i] - jitter_one(x[i], *factors)) <= 0.5 + 1e-3)
+    assert not np.array_equal(out, x)
+
+
+def test_resized_crop_of_the_whole_is_nearly_the_picture():
+    x = some_images(30, 8, 8)
+    out = Augment(flip=False, resized_crop=(1.0, 1.0))(x, np.arange(30), seed=0, epoch=0)
+    assert out.shape == x.shape  # an area of 1 in another shape than 1:1 loses a strip, so only the means agree
+    assert abs(out.mean() - x.mean()) < 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(h=st.integers(1, 12), w=st.integers(1, 12), low=st.floats(0.05, 1), seed=st.integers(0, 99))
+def test_resized_crop_is_a_box_of_a_linear_picture(h, w, low, seed):
+    """On a slope, linear interpolation is exact: the box can be read off, and must be within picture and shares."""
+    slope = (np.arange(h)[:, None, None] * 8 + np.arange(w)[None, :, None] * 8 + np.zeros(3)).astype(np.uint8)
+    images, rows = np.stack([slope] * 5), np.arange(5)
+    out = Augment(flip=False, resized_crop=(low, 1.0))(images, rows, seed=seed, epoch=0)
+    u = uniform(Key(seed).fold("augment", 0, "resized crop"), (5, 4), rows=rows)
+    for y, (area, shape, top, left) in zip(out, u, strict=True):
+        share, ratio = low + (1 - low) * area, (4 / 3) ** (2 * shape - 1)
+        box_h, box_w = min(h, h * math.sqrt(share / ratio)), min(w, w * math.sqrt(share * ratio))
+        i = (top * (h - box_h) + (np.arange(h) + 0.5) * box_h / h - 0.5).clip(0, h - 1)
+        j = (left * (w - box_w) + (np.arange(w) + 0.5) * box_w / w - 0.5).clip(0, w - 1)
+        assert np.all(np.abs(y[..., 0] - 8 * (i[:, None] + j)) <= 0.5 + 1e-3)
+
+
+EVERYTHING = Augment(flip="alternate", cutout=3, jitter=0.4, resized_crop=(0.2, 1.0))
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(padding=2, flip="alternate", cutout=3, jitter=0.4), EVERYTHING])
+def test_a_picture_is_augmented_alike_in_any_batch(augment):
+    x, rows = some_images(12, 8, 9), np.arange(12) * 5
+    together = augment(x, rows, seed=1, epoch=2, fill=(9, 9, 9))
+    order = permutation(Key(0), 12)
+    assert np.array_equal(augment(x[order], rows[order], seed=1, epoch=2, fill=(9, 9, 9)), together[order])
+    for i in range(12):
+        assert np.array_equal(augment(x[i : i + 1], rows[i : i + 1], seed=1, epoch=2, fill=(9, 9, 9))[0], together[i])
+    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
+        assert not np.array_equal(augment(x, rows, **other, fill=(9, 9, 9)), together)
+    assert augment(x[:0], rows[:0], seed=1, epoch=2).shape == (0, 8, 9, 3)
+    assert np.array_equal(x, some_images(12, 8, 9))
+
+
+def test_no_augmentation_at_all_is_the_picture_itself():
+    x = some_images(5, 4, 4)
+    assert np.array_equal(Augment(padding=0, flip=False)(x, np.arange(5), seed=0, epoch=0), x)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"padding": -1},
+        {"cutout": -2},
+        {"flip": "sometimes"},
+        {"jitter": -0.1},
+        {"jitter": 1.5},
+        {"jitter": math.nan},
+        {"resized_crop": (0.0, 1.0)},
+        {"resized_crop": (0.5, 0.2)},
+        {"resized_crop": (0.5, 1.2)},
+    ],
+)
+def test_augment_says_which_field_is_wrong(wrong):
+    with pytest.raises(DataError, match=f"^augment: {next(iter(wrong))} must"):
+        Augment(**wrong)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -494,7 +612,7 @@ def test_loader_without_shuffle_keeps_the_order():
 
 
 def test_loader_order_and_augmentation_are_functions_of_seed_and_epoch():
-    options = {"shuffle": True, "augment": True, "padding": 2}
+    options = {"shuffle": True, "augment": Augment(padding=2)}
 
     def epoch(number: int, seed: int = 0, batch_size: int = 8) -> list[np.ndarray]:
         """Every picture as the network sees it, by its place in the data set."""
@@ -509,13 +627,13 @@ def test_loader_order_and_augmentation_are_functions_of_seed_and_epoch():
             assert not np.array_equal(a, b)
     # neither the batch's size nor the place in it matters to a picture
     assert np.array_equal(epoch(3)[1], epoch(3, batch_size=13)[1])
-    unshuffled = some_loader(50, augment=True, padding=2).batches(3)
+    unshuffled = some_loader(50, augment=Augment(padding=2)).batches(3)
     assert np.array_equal(epoch(3)[1], next(unshuffled).images)
 
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7, 9])
 def test_loader_resumes_in_the_middle_of_an_epoch(start):
-    loader = some_loader(shuffle=True, augment=True)
+    loader = some_loader(shuffle=True, augment=Augment())
     whole, rest = list(loader.batches(2))[start:], list(loader.batches(2, start))
     assert len(whole) == len(rest)
     for a, b in zip(whole, rest, strict=True):
@@ -526,9 +644,113 @@ def test_loader_resumes_in_the_middle_of_an_epoch(start):
 def test_loader_says_which_argument_is_wrong():
     for options, message in (
         ({"batch_size": 0}, "batch size"),
-        ({"padding": -1}, "padding"),
+        ({"prefetch": -1}, "prefetch"),
         ({"std": np.array([0.2, 0.0, 0.2])}, "std"),
         ({"std": np.array([0.2, np.nan, 0.2])}, "std"),
     ):
         with pytest.raises(DataError, match=f"^some: .*{message}"):
             some_loader(**options)
+
+
+# ------------------------------------------------------------------------------------------------------ prefetch
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+@pytest.mark.parametrize("start", [0, 3, 6, 7])
+@pytest.mark.parametrize("prefetch", [1, 4, 100])
+def test_prefetch_changes_no_bit(prefetch, start):
+    options = {"shuffle": True, "augment": EVERYTHING, "seed": 5}
+    here = list(some_loader(**options).batches(2, start))
+    ahead = list(some_loader(**options, prefetch=prefetch).batches(2, start))
+    assert len(here) == len(ahead) == 7 - start
+    for a, b in zip(here, ahead, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not loader_threads()
+
+
+def test_prefetch_prepares_so_many_ahead_and_no_more(monkeypatch):
+    loader, begun = some_loader(prefetch=2), []
+    prepare = loader._batch
+    monkeypatch.setattr(loader, "_batch", lambda rows, epoch: begun.append(rows[0] // 8) or prepare(rows, epoch))
+    batches = loader.batches(0)
+    assert not begun
+    for i in range(3):
+        next(batches)
+        deadline = time.monotonic() + 5
+        while len(begun) < i + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert begun == list(range(i + 3))
+    batches.close()
+
+
+@pytest.mark.parametrize("end", ["close", "drop", "exhaust", "error here", "throw"])
+def test_prefetch_leaves_no_thread_behind(end):
+    before = threading.active_count()
+    batches = some_loader(prefetch=3).batches(0)
+    next(batches)
+    assert loader_threads()
+    if end == "close":
+        batches.close()
+    elif end == "drop":
+        del batches
+        gc.collect()
+    elif end == "exhaust":
+        assert len(list(batches)) == 6
+    elif end == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            batches.throw(KeyboardInterrupt)
+    else:
+
+        def fails():
+            for _ in some_loader(prefetch=3).batches(0):
+                raise RuntimeError("of the one who reads")
+
+        batches.close()
+        with pytest.raises(RuntimeError):
+            fails()
+        gc.collect()
+    assert not loader_threads()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_error_comes_in_place_of_its_batch(monkeypatch, prefetch):
+    loader = some_loader(prefetch=prefetch)
+    prepare = loader._batch
+
+    def fails(rows, epoch):
+        if rows[0] == 24:
+            raise DataError("picture 24 is damaged")
+        return prepare(rows, epoch)
+
+    monkeypatch.setattr(loader, "_batch", fails)
+    seen: list[int] = []
+    with pytest.raises(DataError, match="picture 24"):
+        seen.extend(batch.rows[0] for batch in loader.batches(0))
+    assert seen == [0, 8, 16]
+    assert not loader_threads()
+
+
+def test_waited_is_what_the_reader_waited(monkeypatch):
+    """Seven batches, 0.03 s each to prepare and 0.05 s each to use: prefetched, only the first keeps one waiting."""
+    waited = []
+    for prefetch in (0, 2):
+        loader = some_loader(prefetch=prefetch)
+        prepare = loader._batch
+        monkeypatch.setattr(loader, "_batch", lambda *arguments, p=prepare: time.sleep(0.03) or p(*arguments))
+        for _ in loader.batches(0):
+            time.sleep(0.05)
+        waited.append(loader.waited)
+        next(loader.batches(1, start=6))
+        assert loader.waited < waited[0] / 2  # of this epoch alone
+    assert waited[0] > 7 * 0.03
+    assert 0.03 < waited[1] < waited[0] / 2
+
+
+def test_an_epoch_does_not_start_before_its_beginning():
+    with pytest.raises(DataError, match="not at -1"):
+        next(some_loader().batches(0, -1))

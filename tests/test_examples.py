@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import io
+import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +19,15 @@ import numpy as np
 import pytest
 from test_data import NAMES, write_binary, write_python
 
+from inception.__main__ import main
 from inception.data import DataError, load_cifar10, normalise, read_picture
 from inception.models import create_model
-from inception.training import to_tensor
+from inception.training import RECIPES, Recipe, Training, to_tensor
 from inception.weights import load_model, load_weights, save_weights
-from minigrad import backend, no_grad, num_threads, set_num_threads
+from minigrad import backend, no_grad, num_threads, ops, set_num_threads
 from minigrad.backend import to_host
 
 ROOT = Path(__file__).parents[1]
-run_module = importlib.import_module("inception.training.run")
 
 
 class Outcome(NamedTuple):
@@ -103,7 +105,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "w.npz"
-    options = ["--epochs", 1, "--batch-size", 16, "--weights", path]
+    options = ["--epochs", 1, "--batch-size", 16, "--weights", path, "--out", tmp_path / "run", "--no-report"]
     outcome = run_alone("train_cifar.py", "--data", cifar, *options)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
@@ -121,11 +123,12 @@ def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_pa
     """Nothing is printed, and the file is at its default place, below the working directory."""
     write_python(tmp_path / "python")
     options = "--aux --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy --threads 1 --quiet"
-    assert program("train_cifar.py", "--data", tmp_path / "python", *options.split()) == (0, "", "")
+    data = tmp_path / "python"
+    assert program("train_cifar.py", "--data", data, "--no-report", *options.split()) == (0, "", "")
     arrays, about = load_weights(Path("runs/weights.npz"))
     assert about["options"] == {"num_classes": 10, "aux_logits": True}
     assert all(np.isfinite(value).all() for value in arrays.values())
-    assert os.listdir("runs") == ["weights.npz"]
+    assert sorted(os.listdir("runs")) == ["python-googlenet_small", "weights.npz"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_the_defaults_are_those_of_the_help(
 ) -> None:
     """Every option reaches the run, and is left out at its default."""
     seen: list[Any] = []
-    monkeypatch.setattr("inception.training.run", seen.append)
+    monkeypatch.setattr("inception.__main__.run", seen.append)
     assert program("train_cifar.py", "--data", data).code == 0
     (options,) = seen
     assert (options.data, options.recipe.epochs, options.recipe.batch_size) == (data, epochs, batch_size)
@@ -211,13 +214,171 @@ def test_cupy_where_there_is_none(monkeypatch: pytest.MonkeyPatch, program: Prog
 def test_weights_that_cannot_be_written_fail_before_training(
     monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path, tmp_path: Path, place: str
 ) -> None:
-    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     (tmp_path / "file").touch()
     path = tmp_path if place == "a directory" else tmp_path / "file" / "w.npz"
     before = sorted(os.listdir(tmp_path))
     message = sentence(program("train_cifar.py", "--data", cifar, "--batch-size", 16, "--weights", path))
     assert str(path) in message
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_first_command_says_what_the_readme_says(program: Program, cifar: Path) -> None:
+    """Its log and checkpoints are in a directory of their own, and a second run takes another one."""
+    options = ["--data", cifar, "--epochs", 1, "--batch-size", 16, "--no-report"]
+    for number in (1, 2):
+        outcome = program("train_cifar.py", *options)
+        assert outcome.code == 0, outcome.err
+        assert re.fullmatch(
+            r"test accuracy \d+\.\d\d%, loss \d+\.\d{4}; weights in runs/weights.npz", outcome.out.splitlines()[-1]
+        )
+        assert len(os.listdir("runs")) == 1 + number
+    assert (Path("runs") / f"{cifar.name}-googlenet_small-2" / "log.jsonl").exists()
+
+
+# ---- python -m inception ----
+
+
+@pytest.fixture
+def inception(program: Program, capfd: pytest.CaptureFixture[str]) -> Program:
+    """Run a command of the command line here."""
+
+    def call(*arguments: Any) -> Outcome:
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code  # type: ignore[assignment]
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+def objects(outcome: Outcome) -> list[dict[str, Any]]:
+    """Standard output must be JSON, one object a line, and nothing else; standard error empty."""
+    assert (outcome.code, outcome.err) == (0, "")
+    return [json.loads(line, parse_constant=pytest.fail) for line in outcome.out.splitlines()]
+
+
+def test_training_in_json(inception: Program, cifar: Path) -> None:
+    options = ["--data", cifar, "--epochs", 2, "--batch-size", 16, "--out", "runs/here", "--no-report"]
+    *epochs, result = objects(inception("train", *options, "--json"))
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert epochs == [json.loads(line) for line in Path("runs/here/log.jsonl").read_text().splitlines()]
+    assert result["test_accuracy"] == epochs[-1]["test_accuracy"]
+    assert result["weights"] == "runs/here/weights.npz"
+    assert Path(result["weights"]).exists()
+
+
+def test_a_recipe_by_name_and_what_differs_from_it(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("inception.__main__.run", seen.append)
+    given = (
+        "--recipe googlenet_2014 --data d --no-nesterov --step-at 1 2.5 --flip no --clip-norm 3 --no-aux --prefetch 4"
+    )
+    assert inception("train", *given.split()).code == 0
+    (options,) = seen
+    assert options.recipe == dataclasses.replace(
+        RECIPES["googlenet_2014"], nesterov=False, step_at=(1.0, 2.5), flip="no", clip_norm=3.0
+    )
+    assert (options.aux_logits, options.prefetch, options.out) == (False, 4, Path("runs/d-googlenet_small"))
+    words = shlex.split(options.command())
+    assert inception(*words[3:]).code == 0
+    assert (seen[1].recipe, seen[1].aux_logits, seen[1].data) == (options.recipe, False, "d")
+
+
+def test_resuming_by_the_command_line(inception: Program, cifar: Path) -> None:
+    options = ["--data", cifar, "--epochs", 1, "--batch-size", 16, "--out", "r", "--no-report", "--quiet"]
+    assert inception("train", *options) == (0, "", "")
+    for name in ("r", "r/best.npz"):
+        outcome = inception("train", "--resume", name, "--threads", 1)
+        assert outcome.code == 0, outcome.err
+    message = sentence(inception("train", "--resume", "r", "--epochs", 3, "--recipe", "cifar_fast"))
+    assert "--epochs 3 (it has 1)" in message
+    assert "--ema 0.998 (it has 0.0)" in message
+    assert "holds a run already" in sentence(inception("train", *options))
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_evaluating_by_class(inception: Program, weights: Path, cifar: Path, split: str) -> None:
+    """What is printed and what is JSON agree with the model's own answers."""
+    dataset = dict(zip(("train", "test"), load_cifar10(cifar), strict=True))[split]
+    model, about = load_model(weights)
+    with no_grad():
+        logits = model(to_tensor(normalise(dataset.images, np.array(about["mean"]), np.array(about["std"]))))
+    right = to_host(logits.data).argmax(axis=1) == dataset.labels
+    (result,) = objects(inception("evaluate", weights, "--data", cifar, "--split", split, "--json", "--batch-size", 3))
+    assert result["accuracy"] == right.mean()
+    assert result["loss"] == pytest.approx(ops.cross_entropy(logits, dataset.labels).item(), rel=1e-5)
+    for k, name in enumerate(NAMES):
+        of_class = dataset.labels == k
+        assert result["accuracy_by_class"][name] == (right[of_class].mean() if of_class.any() else None)
+    lines = inception("evaluate", weights, "--data", cifar, "--split", split).out.splitlines()
+    assert f"accuracy {right.mean():.2%}" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == NAMES
+
+
+def test_evaluating_on_other_classes(inception: Program, weights: Path) -> None:
+    message = sentence(inception("evaluate", weights, "--data", "shapes"))
+    assert "striped disc" in message
+    assert NAMES[0] in message
+
+
+def test_predicting_in_json_names_a_bad_file_and_goes_on(inception: Program, weights: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (40, 30), "red").save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_text("no picture")
+    outcome = inception("predict", weights, tmp_path, "--json", "--top", 2)
+    assert outcome.code == 1
+    bad, good = (json.loads(line) for line in outcome.out.splitlines())
+    assert (bad["picture"], good["picture"]) == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    assert "not a readable picture" in bad["error"]
+    first, second = good["classes"]
+    assert first["class"] in NAMES
+    assert 1 > first["probability"] >= second["probability"] > 0
+
+
+def test_a_summary(inception: Program) -> None:
+    (result,) = objects(inception("summary", "googlenet_small", "--size", 32, "--json"))
+    assert (result["parameters"], result["multiply_adds"]) == (260650, 79643904)
+    outcome = inception("summary", "googlenet_small", "--size", 32, "--depth", 1)
+    assert outcome.code == 0
+    assert "260,650" in outcome.out.splitlines()[-1]
+    assert "224" in sentence(inception("summary", "googlenet", "--size", 32))
+    assert "--size" in sentence(inception("summary", "googlenet", "--size", 0))
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["summary"]])
+def test_help_tells_exit_codes(inception: Program, command: list[str]) -> None:
+    outcome = inception(*command, "--help")
+    assert outcome.code == 0
+    assert "exit codes:" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 120
+    if command == ["train"]:
+        assert all(name in outcome.out for name in RECIPES)
+        assert all(f"--{option.name.replace('_', '-')}" in outcome.out for option in dataclasses.fields(Recipe)[:-1])
+
+
+class OutOfMemoryError(Exception):
+    """As CuPy names it."""
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 7 GiB"), OutOfMemoryError("Out of memory")])
+def test_out_of_memory_says_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, inception: Program, cifar: Path, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("inception.training.loop.training_step", fail)
+    message = sentence(inception("train", "--data", cifar, "--batch-size", 16, "--quiet"))
+    assert message.startswith(f"out of memory ({error}): lower --batch-size")
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:
+    monkeypatch.setattr("inception.__main__.run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        inception("train")
 
 
 # ---- predict.py ----

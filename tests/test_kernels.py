@@ -402,6 +402,19 @@ def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_every_backend
+@pytest.mark.parametrize("size", [(2, 2), (2, 5), (1, 2)], ids=str)
+def test_pools_on_less_than_a_window(check: Check, size: tuple[int, int]) -> None:
+    """In ceil mode the first window may hang over the end too."""
+    for kernel, stride, padding in ((3, 2, 0), (5, 4, 0), (4, 3, 1)):
+        if min(size) + 2 * padding > kernel - stride:
+            for name in ("max_pool", "max_pool_dx"):
+                check(Case(name, (2, 3, *size), kernel, stride, padding, ceil_mode=True))
+            for name in ("avg_pool", "avg_pool_dx"):
+                for counted in (True, False):
+                    check(Case(name, (2, 3, *size), kernel, stride, padding, ceil_mode=True, options=(counted,)))
+
+
+@on_every_backend
 @pytest.mark.parametrize("ceil_mode", [False, True], ids=["floor", "ceil"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_max_pool_padding_never_wins(check: Check, stride: int, ceil_mode: bool) -> None:

@@ -108,7 +108,7 @@ def test_window_sizes(height: int, width: int, kh: int, kw: int, stride: int, da
     ceil_mode = data.draw(st.booleans())
     ph, pw = data.draw(st.integers(0, kh // 2)), data.draw(st.integers(0, kw // 2))
     wanted = tuple(stops(*line, stride, p, ceil_mode) for line, p in (((height, kh), ph), ((width, kw), pw)))
-    if height + 2 * ph < kh or width + 2 * pw < kw:
+    if 0 in wanted:
         with pytest.raises(ShapeError, match="window does not fit"):
             Window.of((height, width), (kh, kw), stride, (ph, pw), ceil_mode=ceil_mode)
     else:
@@ -124,6 +124,7 @@ def test_window_sizes(height: int, width: int, kh: int, kw: int, stride: int, da
         (14, {"kernel": 5, "stride": 3}, 4),
         (7, {"kernel": 7}, 1),
         (4, {"kernel": 3, "stride": 3, "padding": 1, "ceil_mode": True}, 2),
+        (2, {"kernel": 3, "stride": 2, "ceil_mode": True}, 1),  # larger than the input, as the ends of other windows
         (5, {"kernel": 2, "stride": 3, "padding": 1, "ceil_mode": True}, 2),  # a third would start in the padding
     ],
     ids=str,
@@ -208,20 +209,23 @@ def test_no_activation_is_copied_into_another_layout(network: Any, copies: list[
     """Each such copy costs as much as a 1×1 convolution.
 
     The one exception: published linear layers expect the order C, H, W, so the gradient that comes back from
-    the flatten in a head is in C order. It also shows that this test would see a copy.
+    the flatten in a head is in C order. NumPy's kernel of the unit before it reads that a block at a time.
     """
     model, pictures, labels, flattened = network
     loss = losses(model, pictures, labels)
     assert copies == []
     loss.backward()
-    assert copies == flattened
+    assert copies == ([] if isinstance(pictures, np.ndarray) else flattened)
+    copies.clear()  # that this test would see a copy:
+    ops.adaptive_avg_pool2d(Tensor(pictures.copy("C")), 1)
+    assert copies == [pictures.shape]
 
 
 def test_float32_through_a_whole_step(network: Any) -> None:
     """Results of every op, gradients, running statistics, and the parameters after their update."""
     model, pictures, labels, _ = network
     seen: list[Any] = []
-    token = watcher.set(lambda op, output, backward, multiply_adds: seen.append(output.dtype))
+    token = watcher.set(lambda op, outputs, *rest: seen.extend(output.dtype for output in outputs))
     losses(model, pictures, labels).backward()
     watcher.reset(token)
     optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()

@@ -244,6 +244,10 @@ def test_repr_is_a_tree_with_names() -> None:
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
+        (
+            lambda: nn.Conv2d(4, 8, 3, groups=2),
+            "Conv2d(4 → 8, 3×3, stride=(1, 1), padding=(0, 0), groups=2)",
+        ),
         (lambda: nn.Conv2d(3, 4, (1, 7), bias=False), "Conv2d(3 → 4, 1×7, stride=(1, 1), padding=(0, 0), bias=False)"),
         (lambda: nn.BatchNorm2d(4, relu=True), "BatchNorm2d(4, eps=1e-05, momentum=0.1, relu=True)"),
         (lambda: nn.MaxPool2d(3, stride=2, ceil_mode=True), "MaxPool2d(3, stride=2, padding=0, ceil)"),
@@ -342,6 +346,8 @@ def test_batch_norm_starts_as_the_identity() -> None:
         (lambda: nn.Linear(3, -1), "Linear: out_features must be an int of at least 1, got -1"),
         (lambda: nn.BatchNorm2d(0), "BatchNorm2d: channels must be an int of at least 1, got 0"),
         (lambda: nn.Conv2d(3, 4, 0), "kernel_size"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=4), "Conv2d: 4 groups do not divide 4 → 6 channels"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=0), "Conv2d: groups must be an int of at least 1, got 0"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "kernel_size"),  # type: ignore[arg-type]
     ],
 )
@@ -496,3 +502,80 @@ def test_a_state_that_is_no_number_changes_nothing() -> None:
         layer.load_state_dict(state)
     for name, array in layer.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+# ---- Units that run as one op ----
+
+
+def unit(i: int, o: int, kernel: int = 1, *, eps: float = 1e-5, groups: int = 1) -> nn.ConvNormReLU:
+    """A unit whose batch norm is no identity, in float64."""
+    made = nn.ConvNormReLU(
+        nn.Conv2d(i, o, kernel, padding=kernel // 2, groups=groups), nn.BatchNorm2d(o, eps=eps, relu=True)
+    )
+    norm = made.batchnorm
+    for tensor in (norm.gamma, norm.beta, norm.running_mean, norm.running_var):
+        tensor.data[...] = asarray(normal(next_key(), (o,)).astype("float32") ** 2)
+    made.astype("float64")
+    return made
+
+
+def plain(x: Tensor, branches: nn.Branches) -> Tensor:
+    """Every branch by itself, every unit by its parts."""
+
+    def run(layer: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.ConvNormReLU):
+            return layer.batchnorm(layer.conv(x))
+        if isinstance(layer, nn.Sequential):
+            for _, child in layer.children():
+                x = run(child, x)
+            return x
+        return layer(x)
+
+    return ops.concat([run(branch, x) for _, branch in branches.children()])
+
+
+BRANCHES: dict[str, Callable[[], list[nn.Module]]] = {
+    "one unit": lambda: [unit(4, 3), nn.MaxPool2d(3, 1, 1)],
+    "units alone and in chains": lambda: [
+        nn.Sequential(nn.MaxPool2d(3, 1, 1), unit(4, 2)),
+        nn.Sequential(unit(4, 5), unit(5, 3, 3)),
+        unit(4, 3),
+        nn.Sequential(unit(4, 2), nn.Dropout(0), unit(2, 2, 5)),
+        unit(4, 2, 3),
+    ],
+    "of two kinds": lambda: [unit(4, 3), unit(4, 2, eps=1e-3), unit(4, 2)],
+    "of groups": lambda: [unit(4, 6, groups=2), unit(4, 2)],
+    "nothing but the input": lambda: [nn.Sequential(), unit(4, 3), unit(4, 2)],
+    "a fork": lambda: [unit(4, 3), nn.Sequential(unit(4, 2), nn.Branches(unit(2, 1), unit(2, 2)))],
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "eval, with gradients"])
+@pytest.mark.parametrize("make", BRANCHES.values(), ids=list(BRANCHES))
+def test_branches_are_their_parts(xp: Any, make: Callable[[], list[nn.Module]], mode: str) -> None:
+    """Values, gradients and running statistics, though units that see the same input run as one op."""
+    results = []
+    for compute in (lambda b, x: b(x), lambda b, x: plain(x, b)):
+        with seeded(5):
+            branches = nn.Branches(*make())
+        branches.train(mode == "train")
+        x = Tensor(asarray(normal(Key(1), (2, 4, 5, 6))))
+        if mode == "eval":
+            with no_grad():
+                y = compute(branches, x)
+            results.append({"y": to_host(y.data)})
+            continue
+        x.requires_grad = True
+        y = compute(branches, x)
+        y.backward(asarray(normal(Key(2), y.shape)))
+        gradients = {name: to_host(p.grad) for name, p in branches.named_parameters()}
+        results.append({"y": to_host(y.data), "x": to_host(x.grad), **gradients, **branches.state_dict()})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[1].items():
+        np.testing.assert_allclose(results[0][name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_mistake_in_one_of_several_units_is_located() -> None:
+    branches = nn.Branches(left=unit(4, 3), right=nn.Sequential(unit(5, 2)))
+    with pytest.raises(ShapeError, match=r"^right\.0\.conv: conv2d got 4 channels"):
+        branches(Tensor(normal(Key(0), (2, 4, 3, 3))))

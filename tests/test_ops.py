@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, gradcheck, no_grad, ops
-from minigrad.backend import to_host
+from minigrad.backend import array_module, to_host
 from minigrad.errors import BackendError, DtypeError, MinigradError, ShapeError
 from minigrad.random import Key, integers, normal, permutation
 
@@ -68,7 +68,29 @@ def test_conv2d_gradients(make: Make, case: Any, bias: bool) -> None:
     gradcheck(lambda *t: ops.conv2d(*t, stride=stride, padding=padding), make(*x), *parameters)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_grouped_conv2d(make: Make, groups: int) -> None:
+    """The convolution with one large weight that is zero between groups; and its gradients."""
+    x, weight, bias = make(2, 4, 6, 5), make(8, 4 // groups, 3, 3, name="w"), make(8, name="b")
+    xp = array_module(x.data)
+    whole = xp.zeros((8, 4, 3, 3), x.dtype)
+    for g in range(groups):
+        outputs, inputs = (slice(g * n // groups, (g + 1) * n // groups) for n in (8, 4))
+        whole[outputs, inputs] = weight.data[outputs]
+    options = {"stride": 2, "padding": 1}
+    y = ops.conv2d(x, weight, bias, groups=groups, **options)
+    np.testing.assert_allclose(to_host(y.data), to_host(ops.conv2d(x, Tensor(whole), bias, **options).data), atol=1e-12)
+    gradcheck(lambda *t: ops.conv2d(*t, groups=groups, **options), x, weight, bias)
+
+
+@pytest.mark.parametrize(("groups", "message"), [(3, "into 3 groups"), (0, "into 0 groups"), (-2, "into -2 groups")])
+def test_groups_divide_the_channels(groups: int, message: str) -> None:
+    with pytest.raises(ShapeError, match=f"conv2d cannot cut .* {message}: channels and filters must be multiples"):
+        ops.conv2d(host(1, 4, 5, 5), host(8, 2, 3, 3), groups=groups)
+
+
 POOLS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((2, 2, 2, 5), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
     ((2, 3, 6, 6), {"kernel_size": 2}),
     ((2, 3, 7, 5), {"kernel_size": 3, "stride": 2}),
     ((2, 3, 7, 6), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),

@@ -461,6 +461,7 @@ def test_inference_keeps_nothing() -> None:
     [
         pytest.param(lambda h: h + 1.0, id="add"),
         pytest.param(lambda h: h.sum(), id="sum"),
+        pytest.param(lambda h: 2.0 * h, id="times a number, which keeps the number"),
         pytest.param(lambda h: h.exp(), id="exp, which needs its result only"),
         pytest.param(lambda h: h.sqrt(), id="sqrt, likewise"),
         pytest.param(ops.relu, id="relu, likewise"),

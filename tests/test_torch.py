@@ -169,6 +169,11 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any], list[tuple[int, 
         lambda *t: F.conv2d(*t, padding=2),
         [IMAGES, (4, 3, 5, 5), (4,)],
     ),
+    "conv2d, depthwise": (
+        lambda *t: ops.conv2d(*t, stride=2, padding=3, groups=3),
+        lambda *t: F.conv2d(*t, stride=2, padding=3, groups=3),
+        [IMAGES, (6, 1, 7, 7), (6,)],
+    ),
     "linear": (ops.linear, F.linear, [(5, 6), (4, 6), (4,)]),
     "max_pool2d": (
         lambda x: ops.max_pool2d(x, 3, 2, ceil_mode=True),

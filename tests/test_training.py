@@ -14,14 +14,14 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from inception.data import DataError, Dataset, Loader, load_shapes, mean_and_std
+from inception.data import Augment, DataError, Dataset, Loader, load_shapes, mean_and_std
 from inception.models import create_model
-from inception.training import Epoch, Evaluation, Recipe, Run, evaluate, run, to_tensor, train
+from inception.training import Epoch, Evaluation, Recipe, Run, Training, evaluate, run, to_tensor, train
 from inception.training.loop import predictions, training_step
 from inception.weights import load_weights
 from minigrad import Tensor, nn, num_threads, ops, optim, schedule, set_num_threads
 from minigrad.backend import asarray, to_host
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, NonFiniteError
 from minigrad.random import Key, integers, normal, seeded
 
 loop_module = importlib.import_module("inception.training.loop")
@@ -156,7 +156,8 @@ def test_how_often_training_waits_does_not_depend_on_the_number_of_steps(
     for n in (16, 48):
         dataset, _ = small_shapes(n)
         fake_cupy.SYNCS.clear()
-        reports = train(Net(dropout=0.5), loader(dataset, 8), Recipe(epochs=1), quiet=True)
+        recipe = Recipe(epochs=1, ema=0.9, clip_norm=1.0, label_smoothing=0.1, warm_up=0.5)
+        reports = train(Net(dropout=0.5), loader(dataset, 8), recipe, quiet=True)
         waits.append(sum(fake_cupy.SYNCS.values()))
         assert math.isfinite(reports[0].losses["loss"])
         assert 0 <= reports[0].accuracy <= 1
@@ -274,11 +275,11 @@ def test_train_is_the_loop_one_would_write_by_hand() -> None:
     """Momentum carries over, gradients do not, and dropout draws by step and picture: three steps agree."""
     dataset, _ = small_shapes(24)
     trained, by_hand = Net(dropout=0.5), Net(dropout=0.5)
-    train(trained, loader(dataset, 8, shuffle=True, augment=True, seed=5), Recipe(epochs=1, seed=5), quiet=True)
+    train(trained, loader(dataset, 8, shuffle=True, augment=Augment(), seed=5), Recipe(epochs=1, seed=5), quiet=True)
 
     optimizer = optim.SGD(by_hand.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     lr, momentum = schedule.one_cycle(3, 0.3), schedule.one_cycle_momentum(3, 0.3)
-    for i, batch in enumerate(loader(dataset, 8, shuffle=True, augment=True, seed=5).batches(0)):
+    for i, batch in enumerate(loader(dataset, 8, shuffle=True, augment=Augment(), seed=5).batches(0)):
         by_hand.set_key(Key(5).fold("dropout").fold(i), batch.rows)
         optimizer.zero_grad()
         ops.cross_entropy(by_hand(to_tensor(batch.images)), batch.labels).backward()
@@ -287,12 +288,14 @@ def test_train_is_the_loop_one_would_write_by_hand() -> None:
         np.testing.assert_allclose(trained.state_dict()[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_a_diverging_run_still_reports() -> None:
-    """A loss that is not a number is told, not hidden. NumPy's own warnings are turned off for the overflow."""
+def test_a_diverging_run_stops_before_the_update_and_names_the_layer() -> None:
+    """NumPy's own warnings are turned off for the overflow."""
     dataset, _ = small_shapes(16)
-    with np.errstate(all="ignore"):
-        (report,) = train(Net(), loader(dataset, 4), Recipe(epochs=1, lr=1e30), quiet=True)
-    assert not report.losses["loss"] < 1e3
+    training = Training(Net(), loader(dataset, 4), Recipe(epochs=1, lr=1e15), quiet=True)
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=r"^fc: linear \(forward\).* in step 3$"):
+        training.run()
+    assert training.step == 2
+    assert all(np.isfinite(parameter.data).all() for parameter in training.model.parameters())
 
 
 def test_an_error_in_after_epoch_ends_the_run() -> None:
@@ -385,7 +388,7 @@ def test_an_evaluation_that_fails_leaves_mode_and_recording_as_they_were() -> No
 @pytest.fixture
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Dataset]:
     data = small_shapes(37, 12)
-    monkeypatch.setattr(run_module, "load_data", lambda name: data)
+    monkeypatch.setattr(run_module, "open_data", lambda *_, **__: data)
     return data
 
 
@@ -412,15 +415,15 @@ def test_a_runs_training_batches_are_full_and_its_evaluation_misses_nothing(
     batches: list[Any] = []
     evaluated: list[Any] = []
 
-    def fake_step(model: nn.Module, batch: Any, recipe: Recipe) -> Any:
+    def step(model: nn.Module, batch: Any, recipe: Recipe) -> Any:
         batches.append(batch)
-        return {"loss": np.float32(1)}, np.int64(1)
+        return training_step(model, batch, recipe)
 
-    def fake_evaluate(model: nn.Module, loader: Loader, *, quiet: bool = False) -> Evaluation:
+    def fake_evaluate(model: nn.Module, loader: Loader, **_: Any) -> Evaluation:
         evaluated.append(sum(len(batch.labels) for batch in loader.batches(0)))
         return Evaluation(1.0, 0.5)
 
-    monkeypatch.setattr(loop_module, "training_step", fake_step)
+    monkeypatch.setattr(loop_module, "training_step", step)
     monkeypatch.setattr(loop_module, "evaluate", fake_evaluate)
     run(Run(weights=tmp_path / "w.npz", recipe=Recipe(epochs=2, batch_size=16), quiet=True))
     assert [len(batch.labels) for batch in batches] == [16] * 4
@@ -445,7 +448,7 @@ def test_a_runs_file_and_lines(
     assert "Traceback" not in out + err
     _, about = load_weights(path)
     assert about["model"] == "googlenet_small"
-    assert about["options"] == {"num_classes": 10, "aux_logits": False}
+    assert about["options"] == {"num_classes": 10, "aux_logits": False, "width": 1.0}
     assert tuple(about["classes"]) == training.classes
     assert about["size"] == [16, 16]
     assert about["test_accuracy"] == result.accuracy
@@ -464,16 +467,17 @@ def test_with_validation_the_test_pictures_are_seen_once_at_the_end(
     watched: list[str] = []
     trained: list[int] = []
 
-    def fake_train(model: nn.Module, loader: Loader, recipe: Recipe, *, test: Loader, **_: Any) -> list[Epoch]:
-        watched.append(test.dataset.name)
-        trained.append(len(loader.dataset))
-        return [Epoch(1, {"loss": 1.0}, 0.1, 0.1, 1.0, 1.0, Evaluation(1.0, 0.2))]
+    def fake_run(self: Training, **_: Any) -> None:
+        assert self.test is not None
+        watched.append(self.test.dataset.name)
+        trained.append(len(self.loader.dataset))
+        self.epochs.append(Epoch(1, 1, 0.1, {"loss": 1.0}, 0.1, 1.0, 1.0, Evaluation(1.0, 0.2)))
 
     def fake_evaluate(model: nn.Module, loader: Loader, **_: Any) -> Evaluation:
         watched.append(loader.dataset.name)
         return Evaluation(2.0, 0.25)
 
-    monkeypatch.setattr(run_module, "train", fake_train)
+    monkeypatch.setattr(Training, "run", fake_run)
     monkeypatch.setattr(run_module, "evaluate", fake_evaluate)
     options = Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=16), validation=0.2, quiet=True)
     assert run(options) == Evaluation(2.0, 0.25)
@@ -482,6 +486,30 @@ def test_with_validation_the_test_pictures_are_seen_once_at_the_end(
     assert run(dataclasses.replace(options, validation=0.0)) == Evaluation(1.0, 0.2)
     assert watched == ["shapes test"]
     assert trained == [30, 37]
+
+
+def test_a_runs_report_shows_the_model_as_it_was_evaluated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: tuple[Dataset, Dataset]
+) -> None:
+    """In evaluation mode, with the averaged weights: its confusion matrix has the accuracy of the result."""
+    report = pytest.importorskip("inception.training.report")
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+
+    def write_report(directory: Path, log: Any, **parts: Any) -> list[Path]:
+        drawn.append((directory, log, parts))
+        return [tmp_path / "drawn.png"]
+
+    monkeypatch.setattr(report, "write_report", write_report)
+    recipe = Recipe(epochs=2, batch_size=16, ema=0.5)
+    options = Run(aux_logits=True, out=tmp_path / "run", validation=0.2, recipe=recipe, quiet=True)
+    result = run(options)
+    ((directory, log, parts),) = drawn
+    assert directory == tmp_path / "run"
+    assert [row["epoch"] for row in log] == [1, 2]
+    assert np.trace(parts["confusion"]) / 12 == result.accuracy
+    assert parts["confusion"].sum(axis=1).tolist() == np.bincount(tiny_data[1].labels, minlength=10).tolist()
+    assert len(parts["mistakes"]) == 12 - np.trace(parts["confusion"])
 
 
 def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, Dataset]) -> None:
@@ -500,7 +528,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
             pytest.skip("no named pipes here")
         os.mkfifo(tmp_path / name)
     before = sorted(os.listdir(tmp_path))
-    monkeypatch.setattr(run_module, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises((MinigradError, OSError)):
         run(Run(weights=tmp_path / name, recipe=Recipe(epochs=1, batch_size=16), quiet=True))
     assert sorted(os.listdir(tmp_path)) == before

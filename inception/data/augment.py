@@ -1,38 +1,165 @@
-"""From stored pictures to a network's input: random crops and mirror images, then normalised floats."""
+"""From stored pictures to a network's input: random changes that leave the class as it is, then normalised floats.
+
+What happens to a picture depends on (seed, epoch, its index in the data set) alone: not on the batch, its order, the
+threads, or how far ahead it is prepared.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from inception.data.dataset import DataError
 from minigrad import layout
-from minigrad.random import Key, integers
+from minigrad.random import Key, integers, uniform
+
+_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
 
 
-def crop_and_flip(images: np.ndarray, key: Key, rows: np.ndarray, *, padding: int = 4) -> np.ndarray:
-    """Shift each picture by up to `padding` pixels along each axis, black moving in, and mirror half of them.
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training pictures, in this order. `Augment()` is the usual recipe for CIFAR.
 
-        y[n, i, j] = x[n, i + dy[n] − padding, j + dx[n] − padding]    dy, dx uniform in 0 … 2·padding,
+    resized_crop  (low, high): cut out a random share of the area, of a shape from 3:4 to 4:3, and enlarge it to the
+                  picture's size (0.08, 1.0 in arXiv:1409.4842, section 6); takes the place of `padding`
+    padding       shift by up to so many pixels along each axis, black moving in (arXiv:1512.03385, section 4.2)
+    flip          mirror left and right: True by a fair coin, anew in every epoch; "alternate" in every other epoch, a
+                  coin for each picture saying in which, so that two epochs show both
+    jitter        change brightness, contrast and saturation, each by a factor from 1 − jitter to 1 + jitter
+    cutout        the side in pixels of a square put to `fill` around a random place (arXiv:1708.04552)
 
-    and then j reversed if a fair coin says so.
-
-    images   (N, H, W, 3) uint8
-    key      the stream to draw from, for example one for each seed and epoch
-    rows     (N,) int, each picture's index in the data set: what happens to it depends on key and index alone
-    returns  (N, H, W, 3) uint8, a new array
-    Source   He et al., arXiv:1512.03385, section 4.2
+    Raises DataError naming the field that is out of range.
     """
-    n, h, w, _ = images.shape
-    dy, dx = integers(key.fold("crop"), 2 * padding + 1, (n, 2), rows=rows).T
-    flipped = integers(key.fold("flip"), 2, n, rows=rows) == 1
 
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    windows = sliding_window_view(padded, (h, w), axis=(1, 2))  # (N, 2p+1, 2p+1, 3, H, W), a view
-    crops = windows.transpose(0, 1, 2, 4, 5, 3)[np.arange(n), dy, dx]  # (N, H, W, 3)
-    crops[flipped] = crops[flipped][:, :, ::-1]
-    return crops
+    padding: int = 4
+    flip: bool | Literal["alternate"] = True
+    cutout: int = 0
+    jitter: float = 0.0
+    resized_crop: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("padding", "cutout"):
+            if getattr(self, name) < 0:
+                raise DataError(f"augment: {name} must be at least 0 pixels, got {getattr(self, name)}")
+        if self.flip not in (True, False, "alternate"):
+            raise DataError(f"augment: flip must be True, False or 'alternate', got {self.flip!r}")
+        if not 0 <= self.jitter <= 1:
+            raise DataError(f"augment: jitter must be from 0 to 1, got {self.jitter}")
+        if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise DataError(f"augment: resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
+
+    def __call__(
+        self, images: np.ndarray, rows: np.ndarray, *, seed: int, epoch: int, fill: Any = (0, 0, 0)
+    ) -> np.ndarray:
+        """The pictures as `epoch` shows them: (N, H, W, 3) uint8, `images` left as they are.
+
+        images  (N, H, W, 3) uint8
+        rows    (N,) int, each picture's index in the data set
+        fill    (3,) what cutout leaves, in levels from 0 to 255
+        """
+        key, n = Key(seed).fold("augment", epoch), len(rows)
+
+        def chance(what: str, numbers: int) -> np.ndarray:
+            return uniform(key.fold(what), (n, numbers), rows=rows)
+
+        if self.resized_crop:
+            images = _resized_crop(images, chance("resized crop", 4), self.resized_crop)
+        elif self.padding:
+            offsets = integers(key.fold("crop"), 2 * self.padding + 1, (n, 2), rows=rows)
+            images = _crop(images, offsets, self.padding)
+        if self.flip == "alternate":
+            coin = integers(Key(seed).fold("augment", "flip"), 2, n, rows=rows)
+            images = _mirror(images, np.flatnonzero((coin + epoch) % 2))
+        elif self.flip:
+            images = _mirror(images, np.flatnonzero(integers(key.fold("flip"), 2, n, rows=rows)))
+        if self.jitter:
+            images = _jitter(images, 1 + self.jitter * (2 * chance("jitter", 3) - 1))
+        if self.cutout:
+            images = _cutout(images, chance("cutout", 2), self.cutout, fill)
+        return images
+
+
+# Below, pictures are taken one at a time: slices of one picture are plain copies within the cache, where an index of
+# arrays over the whole batch would move three bytes at a time.
+
+
+def _crop(images: np.ndarray, offsets: np.ndarray, padding: int) -> np.ndarray:
+    """y[n, i, j] = x[n, i + offsets[n, 0] − padding, j + offsets[n, 1] − padding], black outside."""
+    n, h, w, _ = images.shape
+    padded = np.zeros((n, h + 2 * padding, w + 2 * padding, 3), np.uint8)
+    padded[:, padding : padding + h, padding : padding + w] = images
+    out = np.empty_like(images)
+    for i, (top, left) in enumerate(offsets.tolist()):
+        out[i] = padded[i, top : top + h, left : left + w]
+    return out
+
+
+def _mirror(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The pictures numbered `which` with left and right exchanged."""
+    _, h, w, c = images.shape
+    backwards = np.arange(w * c).reshape(w, c)[::-1].ravel()  # of a row of pixels as one vector
+    out = images.copy()
+    out[which] = images[which].reshape(-1, w * c).take(backwards, axis=1).reshape(-1, h, w, c)
+    return out
+
+
+def _resized_crop(images: np.ndarray, chance: np.ndarray, area: tuple[float, float]) -> np.ndarray:
+    """A box of each picture, enlarged to the whole by linear interpolation.
+
+    chance  (N, 4) in [0, 1): share of the area, shape (logarithmically even), place from top and from left
+    """
+    _, h, w, _ = images.shape
+    shares = area[0] + (area[1] - area[0]) * chance[:, 0]
+    stretch = (4 / 3) ** (chance[:, 1] - 0.5)  # √(width / height) beside the picture's own
+    heights, widths = np.minimum(h, h * np.sqrt(shares) / stretch), np.minimum(w, w * np.sqrt(shares) * stretch)
+    out = np.empty_like(images)
+    for i, (box_h, box_w, top, left) in enumerate(zip(heights, widths, chance[:, 2], chance[:, 3], strict=True)):
+        above, below, v = _between(h, top * (h - box_h), box_h)
+        before, after, u = _between(w, left * (w - box_w), box_w)
+        v, u = v[:, None, None], u[:, None]
+        lines = images[i].take(above, axis=0) * (1 - v) + images[i].take(below, axis=0) * v  # (H, W, 3) float32
+        out[i] = np.rint(lines.take(before, axis=1) * (1 - u) + lines.take(after, axis=1) * u)
+    return out
+
+
+def _between(size: int, start: float, length: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where `size` points spread over [start, start + length) lie: pixel before, pixel after, share of the latter."""
+    place = (start + (np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, size - 1)
+    before = place.astype(np.int64)
+    return before, np.minimum(before + 1, size - 1), (place - before).astype(np.float32)
+
+
+def _jitter(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Brightness b, then contrast c about the mean grey, then saturation s about each pixel's grey, rounded once:
+
+    y = s·z + (1 − s)·grey(z)    where z = c·b·x + (1 − c)·b·mean(grey(x))
+
+    which is one 3×3 matrix and one number for each picture, as all three are linear.
+
+    factors  (N, 3): b, c, s
+    """
+    _, h, w, _ = images.shape
+    means = (images.sum(axis=(1, 2), dtype=np.int64) * _GREY).sum(1) / (h * w)  # sums of integers: exact in any order
+    out = np.empty_like(images)
+    for i, (b, c, s) in enumerate(factors):
+        mixing = (b * c * (s * np.eye(3) + (1 - s) * _GREY[:, None])).astype(np.float32)  # from channel, to channel
+        y = images[i].reshape(h * w, 3).astype(np.float32) @ mixing
+        y += np.float32((1 - c) * b * means[i] + 0.5)  # half a level more, as uint8 rounds down
+        out[i] = y.clip(0, 255, out=y).reshape(h, w, 3)
+    return out
+
+
+def _cutout(images: np.ndarray, centres: np.ndarray, side: int, fill: Any) -> np.ndarray:
+    """centres  (N, 2) in [0, 1): of the squares, whose parts outside the picture are lost."""
+    _, h, w, _ = images.shape
+    out = images.copy()
+    for i, (y, x) in enumerate(centres):
+        top, left = math.floor(y * h) - side // 2, math.floor(x * w) - side // 2
+        out[i, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = fill
+    return out
 
 
 def normalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray, dtype: Any = np.float32) -> np.ndarray:

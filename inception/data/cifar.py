@@ -1,11 +1,11 @@
-"""CIFAR-10 from the files its authors publish: 50,000 training and 10,000 test pictures of 32×32, ten classes.
+"""CIFAR-10 and CIFAR-100 from the files their authors publish: 50,000 training and 10,000 test pictures of 32×32.
 
     https://www.cs.toronto.edu/~kriz/cifar.html    (Krizhevsky: Learning multiple layers of features, 2009)
 
-Either archive will do. The "python version" holds pickles, and a pickle is a program: it may name any function
-of any module and call it. `_Unpickler` looks nothing up. It admits the few names that describe an array, hands
-back stand-ins that keep what they are given, and refuses every other name; the array is then built here, if
-the description is that of uint8 pixels with as many bytes as they need.
+Any of their archives will do, unpacked or not. The "python version" holds pickles, and a pickle is a program: it may
+name any function of any module and call it. `_Unpickler` looks nothing up. It admits the few names that describe an
+array, hands back stand-ins that keep what they are given, and refuses every other name; the array is then built here,
+if the description is that of uint8 pixels with as many bytes as they need.
 """
 
 from __future__ import annotations
@@ -13,58 +13,136 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from inception.data.dataset import DataError, Dataset
 
-_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
-_FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin")
-_CLASSES = 10
 _PIXELS = 3 * 32 * 32  # bytes of a picture: its red plane, its green, its blue
-_AGAIN = "unpack the CIFAR-10 archive again, or download it again"
+_LARGEST = 1 << 28  # bytes of a file in an archive; theirs have up to 155 million
+_AGAIN = "unpack the archive again, or download it again"
 
 
-def load_cifar10(directory: str | Path) -> tuple[Dataset, Dataset]:
-    """Read (train, test), images (N, 32, 32, 3), from the directory that holds the batch files, or its parent.
+class _Layout(NamedTuple):
+    """How an archive lays out its data set."""
+
+    folder: str  # in the archive
+    train: tuple[str, ...]
+    test: str
+    meta: str  # the file with the classes' names
+    labels: bytes | int  # their key in a pickled batch; or, in a plain one, the bytes of labels that begin a row
+    names: bytes = b""  # the key of the classes' names, if meta is a pickle
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train, self.test, self.meta)
+
+
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_PLAIN = tuple(f"{name}.bin" for name in _BATCHES)
+_CIFAR_10 = (  # in order of preference: nothing in the binary version has to be unpickled
+    _Layout("cifar-10-batches-bin", _PLAIN, "test_batch.bin", "batches.meta.txt", 1),
+    _Layout("cifar-10-batches-py", _BATCHES, "test_batch", "batches.meta", b"labels", b"label_names"),
+)
+_CIFAR_100 = (
+    _Layout("cifar-100-binary", ("train.bin",), "test.bin", "fine_label_names.txt", 2),  # coarse label, fine label
+    _Layout("cifar-100-python", ("train",), "test", "meta", b"fine_labels", b"fine_label_names"),
+)
+
+
+class _File(NamedTuple):
+    path: Path  # what to call it in messages; below the archive's own path if it lies in one
+    content: bytes
+
+
+def load_cifar10(source: str | Path) -> tuple[Dataset, Dataset]:
+    """Read (train, test), images (N, 32, 32, 3), from the directory of the batch files, its parent, or the .tar.gz.
 
     Raises DataError, naming the file and where there is one the row, if a file is missing, damaged or hostile.
     """
-    folder, suffix = _find(Path(directory))
-    if suffix:
-        classes = _class_names(folder / "batches.meta.txt", _read(folder / "batches.meta.txt").split())
-        batches = [_binary_batch(folder / (name + suffix)) for name in _BATCHES]
-    else:
-        meta = _unpickle(folder / "batches.meta")
-        classes = _class_names(folder / "batches.meta", meta.get(b"label_names"))
-        batches = [_python_batch(folder / name) for name in _BATCHES]
-    return _join(batches[:-1], classes, "CIFAR-10 train"), _join(batches[-1:], classes, "CIFAR-10 test")
+    return _load(Path(source), "CIFAR-10", 10, _CIFAR_10)
 
 
-def _find(directory: Path) -> tuple[Path, str]:
-    """The folder with the batch files and their suffix. One file is enough: `_read` names those missing."""
-    for folder in (directory / name for name in _FOLDERS):
-        for suffix in ("", ".bin"):
-            if any((folder / (name + suffix)).is_file() for name in _BATCHES):
-                return folder, suffix
-    raise DataError(
-        f"{directory} holds no CIFAR-10 batches (data_batch_1 … or data_batch_1.bin …): "
-        f"name the folder into which the archive was unpacked"
-    )
+def load_cifar100(source: str | Path) -> tuple[Dataset, Dataset]:
+    """As `load_cifar10`, with the hundred fine classes of CIFAR-100."""
+    return _load(Path(source), "CIFAR-100", 100, _CIFAR_100)
 
 
-def _read(path: Path) -> bytes:
+def holds_cifar10(directory: Path) -> bool:
+    """Whether a batch of CIFAR-10 lies in `directory`, or in the folder of an archive in it."""
+    return _find(directory, _CIFAR_10) is not None
+
+
+def holds_cifar100(directory: Path) -> bool:
+    """Whether a batch of CIFAR-100 does."""
+    return _find(directory, _CIFAR_100) is not None
+
+
+def _load(source: Path, name: str, classes: int, layouts: tuple[_Layout, ...]) -> tuple[Dataset, Dataset]:
+    layout, files = _from_archive(source, layouts) if source.is_file() else _from_folder(source, name, layouts)
+    meta = files[layout.meta]
+    found = _unpickle(meta).get(layout.names) if layout.names else meta.content.split()
+    names = _class_names(meta.path, found, classes)
+
+    def join(batches: Iterable[str], part: str) -> Dataset:
+        return _join([_batch(files[batch], layout.labels, classes) for batch in batches], names, f"{name} {part}")
+
+    return join(layout.train, "train"), join([layout.test], "test")
+
+
+def _find(directory: Path, layouts: tuple[_Layout, ...]) -> tuple[_Layout, Path] | None:
+    """The layout and folder of the first batch that is there. One is enough: reading names those missing."""
+    for folder in (directory, *(directory / layout.folder for layout in layouts)):
+        for layout in layouts:
+            if any((folder / name).is_file() for name in (*layout.train, layout.test)):
+                return layout, folder
+    return None
+
+
+def _from_folder(directory: Path, name: str, layouts: tuple[_Layout, ...]) -> tuple[_Layout, dict[str, _File]]:
+    found = _find(directory, layouts)
+    if found is None:
+        raise DataError(
+            f"{directory} holds no {name} batches ({layouts[1].train[0]} … or {layouts[0].train[0]} …): "
+            f"name the folder into which the archive was unpacked"
+        )
+    layout, folder = found
+    files = {}
+    for file in layout.files:
+        path = folder / file
+        try:
+            files[file] = _File(path, path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+    return layout, files
+
+
+def _from_archive(archive: Path, layouts: tuple[_Layout, ...]) -> tuple[_Layout, dict[str, _File]]:
+    """The files straight from a .tar.gz: nothing is unpacked, whatever paths it names."""
+    wanted = {f"{layout.folder}/{file}": (layout, file) for layout in layouts for file in layout.files}
+    found, files = layouts[0], {}
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.name in wanted and member.isfile() and member.size <= _LARGEST:
+                    found, file = wanted[member.name]
+                    content = tar.extractfile(member)
+                    files[file] = _File(archive / member.name, content.read() if content else b"")
+    except Exception as error:  # a damaged archive can raise anything
+        raise DataError(f"{archive} is no readable .tar.gz ({error!r:.200}): download it again") from error
+    missing = [file for file in found.files if file not in files]
+    if missing:
+        raise DataError(f"{archive} does not hold {found.folder}/{missing[0]}: download it again")
+    return found, files
 
 
-def _class_names(path: Path, names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or len(names) != _CLASSES or not all(isinstance(name, bytes) for name in names):
-        raise DataError(f"{path} does not hold the names of {_CLASSES} classes: {_AGAIN}")
+def _class_names(path: Path, names: Any, classes: int) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, bytes) for name in names):
+        raise DataError(f"{path} does not hold the names of {classes} classes: {_AGAIN}")
     return tuple(name.decode("utf-8", "replace") for name in names)
 
 
@@ -78,34 +156,40 @@ def _join(batches: list[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]
     return Dataset(images, labels, classes, name)
 
 
-def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (rows,) and planes (rows, 3072): a row is one byte of label and its planes."""
-    content = np.frombuffer(_read(path), np.uint8)
-    rows, rest = divmod(content.size, 1 + _PIXELS)
+def _batch(file: _File, labels: bytes | int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (rows,) and planes (rows, 3072)."""
+    return _python_batch(file, labels, classes) if isinstance(labels, bytes) else _binary_batch(file, labels, classes)
+
+
+def _binary_batch(file: _File, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A row is its labels, of which the last is the finest, and its planes."""
+    path, width = file.path, label_bytes + _PIXELS
+    content = np.frombuffer(file.content, np.uint8)
+    rows, rest = divmod(content.size, width)
     if rest or not rows:
-        raise DataError(f"{path} ends within row {rows}, {rest} bytes into its {1 + _PIXELS}: {_AGAIN}")
-    records = content.reshape(rows, 1 + _PIXELS)
-    labels = records[:, 0]
-    wrong = np.flatnonzero(labels >= _CLASSES)
+        raise DataError(f"{path} ends within row {rows}, {rest} bytes into its {width}: {_AGAIN}")
+    records = content.reshape(rows, width)
+    labels = records[:, label_bytes - 1]
+    wrong = np.flatnonzero(labels >= classes)
     if wrong.size:
         raise DataError(
-            f"{path}: the label in row {wrong[0]} is {labels[wrong[0]]}, outside 0 to {_CLASSES - 1}: {_AGAIN}"
+            f"{path}: the label in row {wrong[0]} is {labels[wrong[0]]}, outside 0 to {classes - 1}: {_AGAIN}"
         )
-    return labels.astype(np.int64), records[:, 1:]
+    return labels.astype(np.int64), records[:, label_bytes:]
 
 
-def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (rows,) and planes (rows, 3072), from a pickled dict of b"labels" and b"data"."""
-    batch = _unpickle(path)
-    planes, labels = _uint8_array(path, batch.get(b"data")), batch.get(b"labels")
+def _python_batch(file: _File, key: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dict of labels and b"data"."""
+    path, batch = file.path, _unpickle(file)
+    planes, labels = _uint8_array(path, batch.get(b"data")), batch.get(key)
     if planes.ndim != 2 or planes.shape[1] != _PIXELS or not len(planes):
         raise DataError(f"{path}: the pixels have the shape {planes.shape} instead of (rows, {_PIXELS}): {_AGAIN}")
     if not isinstance(labels, list) or len(labels) != len(planes):
         count = len(labels) if isinstance(labels, list) else "no"
         raise DataError(f"{path} holds {count} labels for {len(planes)} pictures: {_AGAIN}")
     for row, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label < _CLASSES:
-            raise DataError(f"{path}: the label in row {row} is not an integer from 0 to {_CLASSES - 1}: {_AGAIN}")
+        if type(label) is not int or not 0 <= label < classes:
+            raise DataError(f"{path}: the label in row {row} is not an integer from 0 to {classes - 1}: {_AGAIN}")
     return np.array(labels, np.int64), planes
 
 
@@ -138,14 +222,14 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _unpickle(path: Path) -> dict[Any, Any]:
-    content = io.BytesIO(_read(path))
+def _unpickle(file: _File) -> dict[Any, Any]:
     try:
-        value = _Unpickler(content, encoding="bytes").load()  # "bytes": Python 2 wrote the published files
+        # "bytes": Python 2 wrote the published files
+        value = _Unpickler(io.BytesIO(file.content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"{path} is no CIFAR-10 batch ({type(error).__name__}: {error}): {_AGAIN}") from error
+        raise DataError(f"{file.path} is no CIFAR batch ({error!r:.200}): {_AGAIN}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} is no CIFAR-10 batch (it holds no dict): {_AGAIN}")
+        raise DataError(f"{file.path} is no CIFAR batch (it holds no dict): {_AGAIN}")
     return value
 
 

@@ -1,9 +1,10 @@
-"""Labelled pictures in memory: what every source returns, and what can be asked of them."""
+"""Labelled pictures: what every source returns, and what can be asked of them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,10 +12,27 @@ from minigrad.errors import MinigradError
 from minigrad.random import Key, permutation
 
 _BLOCK = 1000  # pictures counted at a time: bincount widens each value to eight bytes
+_SAMPLE = 5000  # pictures that stand for all if they have to be decoded
 
 
 class DataError(MinigradError, ValueError):
     """A data set, one of its files or a way of loading it is not what it should be."""
+
+
+class Images(Protocol):
+    """What looks like an array of pictures and decodes them when they are asked for (`pictures.Pictures`)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    ndim: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """The pictures in `rows`: an int, a slice or an int array."""
+
+    def select(self, rows: np.ndarray) -> Images:
+        """Those in `rows` as another such array, none decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +40,7 @@ class Dataset:
     """Pictures and what they show.
 
     images   (N, H, W, 3) uint8, red, green, blue: channels-last, like every activation in minigrad
+             (in memory, or decoded as their rows are asked for)
     labels   (N,) int64, each an index into `classes`
     classes  the name of each class
     name     what to call the set in messages and reports
@@ -29,7 +48,7 @@ class Dataset:
     Raises DataError if these do not fit together.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Images
     labels: np.ndarray
     classes: tuple[str, ...]
     name: str
@@ -72,8 +91,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     order = permutation(Key(seed).fold("split"), n)
 
     def part(rows: np.ndarray, name: str) -> Dataset:
-        rows = np.sort(rows)
-        return replace(dataset, images=dataset.images[rows], labels=dataset.labels[rows], name=f"{dataset.name} {name}")
+        rows, images = np.sort(rows), dataset.images
+        images = images[rows] if isinstance(images, np.ndarray) else images.select(rows)
+        return replace(dataset, images=images, labels=dataset.labels[rows], name=f"{dataset.name} {name}")
 
     return part(order[aside:], "without validation"), part(order[:aside], "validation")
 
@@ -82,14 +102,16 @@ def mean_and_std(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of each channel, pixels scaled to [0, 1]: two float64 arrays (3,).
 
     A channel has 256 levels, so how often each occurs tells all. The sums over them are integers; only the
-    last division and root round.
+    last division and root round. Of pictures that have to be decoded 5,000, evenly spread, stand for all.
     Raises DataError if there are no pictures.
     """
     if not len(dataset):
         raise DataError(f"{dataset.name}: no pictures to take the mean of")
+    n = len(dataset) if isinstance(dataset.images, np.ndarray) else min(len(dataset), _SAMPLE)
+    rows = np.arange(n) * len(dataset) // n
     counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(dataset), _BLOCK):
-        block = dataset.images[start : start + _BLOCK]
+    for start in range(0, n, _BLOCK):
+        block = dataset.images[rows[start : start + _BLOCK]]
         for channel in range(3):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     levels = np.arange(256)

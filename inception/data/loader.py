@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from inception.data.augment import crop_and_flip, normalise
+from inception.data.augment import Augment, normalise
 from inception.data.dataset import DataError, Dataset
 from minigrad.random import Key, permutation
 
@@ -24,11 +27,13 @@ class Loader:
     """Cuts a data set into normalised batches.
 
     mean, std  (3,), of pixels in [0, 1]: `mean_and_std` of the training set, for every set
-    seed       names the order (if `shuffle`) and the augmentation (if `augment`) of every epoch
-    augment    shift by up to `padding` pixels and mirror, as in `crop_and_flip`
+    seed       names the order (if `shuffle`) and the augmentation of every epoch
+    augment    what is done to the pictures; None leaves them as they are
     drop_last  leave out the last batch if it is smaller than the others
+    prefetch   how many batches a thread prepares ahead of the one in use; 0: each is prepared when asked for
+    waited     seconds that whoever reads the batches of the latest epoch has waited for them so far
 
-    There is no state: an epoch can be run again, or resumed at any batch, and gives the same bits.
+    An epoch can be run again, or resumed at any batch, and gives the same bits, whatever `prefetch` is.
     Raises DataError if an argument is out of range.
     """
 
@@ -40,37 +45,59 @@ class Loader:
         mean: np.ndarray,
         std: np.ndarray,
         seed: int = 0,
-        augment: bool = False,
+        augment: Augment | None = None,
         shuffle: bool = False,
         drop_last: bool = False,
-        padding: int = 4,
+        prefetch: int = 0,
     ):
         if batch_size < 1:
             raise DataError(f"{dataset.name}: the batch size must be at least 1, got {batch_size}")
-        if padding < 0:
-            raise DataError(f"{dataset.name}: the padding must be at least 0 pixels, got {padding}")
+        if prefetch < 0:
+            raise DataError(f"{dataset.name}: the batches to prefetch must be at least 0, got {prefetch}")
         if not np.all(np.asarray(std) > 0):
             raise DataError(f"{dataset.name}: each channel's std must be above 0 to divide by, got {std}")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mean, self.std = mean, std
-        self.augment, self.shuffle, self.drop_last, self.padding = augment, shuffle, drop_last, padding
+        self.augment, self.shuffle, self.drop_last, self.prefetch = augment, shuffle, drop_last, prefetch
+        self.waited = 0.0
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on."""
-        n = len(self.dataset)
+    def batches(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from number `start` on.
+
+        The thread ends with the iterator: after the last batch, at an exception (one of its own is raised here, in
+        place of the batch it was to prepare), when the iterator is closed, or when nothing refers to it any more.
+        """
+        if start < 0:
+            raise DataError(f"{self.dataset.name}: an epoch starts at batch 0, not at {start}")
+        n, size = len(self.dataset), self.batch_size
         order = permutation(Key(self.seed).fold("order", epoch), n) if self.shuffle else np.arange(n)
-        for i in range(start, len(self)):
-            yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size], epoch)
+        places = [order[i * size : (i + 1) * size] for i in range(start, len(self))]
+        begun: deque[Future[Batch]] = deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="loader")  # there is none until something is submitted
+        self.waited = 0.0
+        try:
+            for i in range(len(places)):
+                since = time.perf_counter()
+                if self.prefetch:
+                    for rows in places[i + len(begun) : i + 1 + self.prefetch]:
+                        begun.append(thread.submit(self._batch, rows, epoch))
+                    batch = begun.popleft().result()
+                else:
+                    batch = self._batch(places[i], epoch)
+                self.waited += time.perf_counter() - since
+                yield batch
+        finally:
+            thread.shutdown(cancel_futures=True)  # waits for the batch it is at
 
     def _batch(self, rows: np.ndarray, epoch: int) -> Batch:
         """The batch of the pictures `rows`. It depends on its arguments alone, so any thread may prepare it."""
         images = self.dataset.images[rows]
         if self.augment:
-            key = Key(self.seed).fold("augment", epoch)
-            images = crop_and_flip(images, key, rows, padding=self.padding)
+            fill = np.rint(255 * np.asarray(self.mean))  # about zero once normalised
+            images = self.augment(images, rows, seed=self.seed, epoch=epoch, fill=fill)
         return Batch(normalise(images, self.mean, self.std), self.dataset.labels[rows], rows)

@@ -1,42 +1,61 @@
-"""Pictures from files, as arrays. Needs Pillow."""
+"""Pictures from files: one, some, or a data set of a folder for each class. Needs Pillow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from inception.data.dataset import DataError
+from inception.data.dataset import DataError, Dataset
+from minigrad.threads import each
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")  # and no other: for EPS, Pillow would run Ghostscript
+_KEPT = 1 << 30  # bytes of decoded pictures that may stay in memory
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The picture as (H, W, 3) uint8 of `size` = (H, W): scaled so that it covers the size, cut in the middle.
 
-    Grey, palette, transparent (on black), CMYK and 16-bit pictures are converted to RGB.
-    Raises DataError naming the file if it is missing or no readable picture, or if Pillow is absent.
+    It is turned as its EXIF orientation says. Grey, palette, transparent (on black), CMYK and 16-bit pictures are
+    converted to RGB. JPEG is decoded at 1/2, 1/4 or 1/8 while that is at least twice the size.
+    Raises DataError naming the file if it is missing, no readable picture or too large (Pillow's limit of 89 million
+    pixels), or if Pillow is absent.
     """
+    image, ops = _pillow()
+    try:
+        with image.open(path, formats=_FORMATS) as picture:
+            if image.MAX_IMAGE_PIXELS and picture.width * picture.height > image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{picture.width}×{picture.height} pixels are too many: make it smaller")
+            picture.draft(None, (2 * max(size), 2 * max(size)))
+            ops.exif_transpose(picture, in_place=True)
+            return np.asarray(ops.fit(_to_rgb(picture), size[::-1], image.Resampling.BICUBIC), dtype=np.uint8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except Exception as error:  # a damaged picture can raise anything
+        raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
+
+
+def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:
         raise DataError("reading pictures needs Pillow: pip install 'inception-minigrad[images]'") from None
-    try:
-        with Image.open(path) as file:
-            picture: Image.Image = file
-            if picture.mode.startswith("I"):  # 16 bit: Pillow would clip, not scale
-                values = np.asarray(picture, dtype=np.float64) / 257
-                picture = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
-            elif picture.has_transparency_data:  # convert("RGB") would show the colours under the transparency
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
-            fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.asarray(fitted, dtype=np.uint8)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable picture ({error})") from None
+    return Image, ImageOps
+
+
+def _to_rgb(picture: Any) -> Any:
+    image, _ = _pillow()
+    if picture.mode.startswith("I"):  # 16 bit: Pillow would clip, not scale
+        values = np.array(picture, dtype=np.float32)
+        values *= 1 / 257
+        picture = image.fromarray(np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8))
+    elif picture.has_transparency_data:  # convert("RGB") would show the colours under the transparency
+        picture = picture.convert("RGBA")
+        picture = image.alpha_composite(image.new("RGBA", picture.size, "black"), picture)
+    return picture.convert("RGB")
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
@@ -46,8 +65,86 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():  # what begins with a dot is some system's note on a picture
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not inside:
             raise DataError(f"{path}: no pictures in this directory ({', '.join(SUFFIXES)})")
         found += inside
     return found
+
+
+class Pictures:
+    """Files that look like an array (N, H, W, 3) of uint8, each decoded when its row is asked for.
+
+    Decoded pictures stay in memory if all of them would take at most a gigabyte.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, paths: Iterable[str | Path], size: tuple[int, int]):
+        self.paths = [str(path) for path in paths]  # a million Paths would take four times the memory
+        self.size = size
+        self.shape: tuple[int, ...] = (len(self.paths), *size, 3)
+        keep = len(self.paths) * size[0] * size[1] * 3 <= _KEPT
+        self._kept = np.empty(self.shape, np.uint8) if keep else None
+        self._is_kept = np.zeros(len(self.paths), bool)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        """The pictures in `rows`, decoded over the threads. Raises DataError naming a file that is no picture."""
+        numbers, kept = np.arange(len(self.paths))[rows], self._kept
+        if numbers.ndim == 0:
+            return self[numbers[None]][0]
+        missing = numbers if kept is None else numbers[~self._is_kept[numbers]]
+        decoded = np.empty((len(missing), *self.shape[1:]), np.uint8)
+
+        def decode(i: int) -> None:
+            decoded[i] = read_picture(Path(self.paths[missing[i]]), self.size)
+
+        each(decode, range(len(missing)))
+        if kept is None:
+            return decoded
+        kept[missing] = decoded
+        self._is_kept[missing] = True
+        return kept[numbers]
+
+    def select(self, rows: np.ndarray) -> Pictures:
+        """The pictures in `rows` as another such array; nothing is decoded."""
+        return Pictures((self.paths[row] for row in rows), self.size)
+
+
+def load_folders(directory: str | Path, size: tuple[int, int]) -> tuple[Dataset, Dataset]:
+    """(train, test) from DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE, or val/ if there is no test/.
+
+    size  (H, W) of the data set's pictures, as in `read_picture`
+    Raises DataError if there are no such folders, if one of a class is empty, or if the classes differ.
+    """
+    directory = Path(directory)
+    train = directory / "train"
+    test = next((directory / name for name in ("test", "val") if (directory / name).is_dir()), None)
+    if test is None:
+        raise DataError(f"{directory} has a folder train but neither test nor val: put pictures to evaluate on there")
+    classes, others = _class_folders(train), _class_folders(test)
+    for here, there in ((train, set(classes) - set(others)), (test, set(others) - set(classes))):
+        if there:
+            raise DataError(
+                f"{here / min(there)} has no counterpart in {test if here is train else train}: "
+                f"both must have a folder for each class"
+            )
+    return _labelled(train, classes, size), _labelled(test, classes, size)
+
+
+def _class_folders(directory: Path) -> list[str]:
+    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise DataError(f"{directory} has no folders: it needs one for each class, with pictures in it")
+    return names
+
+
+def _labelled(directory: Path, classes: list[str], size: tuple[int, int]) -> Dataset:
+    found = [find_pictures([directory / name]) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
+    return Dataset(Pictures([path for paths in found for path in paths], size), labels, tuple(classes), str(directory))

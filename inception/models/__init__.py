@@ -2,65 +2,122 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import NamedTuple
 
 from inception.models.blocks import ConvBlock, InceptionAux, InceptionBlock, NaiveInceptionBlock
-from minigrad import nn
+from inception.models.network import Form, Inception
+from minigrad import nn, summary
 from minigrad.errors import MinigradError
-from minigrad.nn import init
 from minigrad.random import Key, seeded
 
-# name -> (its form in googlenet.py, classes it was published for, whether with auxiliary heads)
-_MODELS = {
-    "googlenet": ("ARTICLE", 1000, True),
-    "googlenet_bn": ("BATCH_NORM", 1000, True),
-    "googlenet_small": ("SMALL", 10, False),
-}
+
+@cache
+def _forms() -> dict[str, Form]:
+    # Imported when needed, so that `python -m inception.models.googlenet` finds its module not yet imported.
+    rooms = ("googlenet", "bn_inception", "inception_v3", "inception_v4", "inception_resnet", "small")
+    return {form.name: form for room in rooms for form in import_module(f"inception.models.{room}").FORMS}
+
+
+def _form(name: str) -> Form:
+    if name not in _forms():
+        raise MinigradError(f"there is no model {name!r}; choose one of: {', '.join(_forms())}")
+    return _forms()[name]
 
 
 def list_models() -> list[str]:
     """The names that create_model knows."""
-    return list(_MODELS)
+    return list(_forms())
+
+
+def describe_model(name: str) -> str:
+    """One line on a model: what it is, and the paper."""
+    return _form(name).about
 
 
 def create_model(
-    name: str, *, num_classes: int | None = None, aux_logits: bool | None = None, seed: int = 0, **options: Any
-) -> nn.Module:
-    """A network with fresh weights.
+    name: str,
+    *,
+    num_classes: int | None = None,
+    aux_logits: bool | None = None,
+    in_channels: int = 3,
+    dropout: float | None = None,
+    width: float = 1.0,
+    seed: int = 0,
+) -> Inception:
+    """A network with fresh weights, drawn as its authors or its published implementation draw them.
 
     name          one of list_models()
     num_classes   outputs; as published if None
     aux_logits    with auxiliary heads; as published if None
+    in_channels   3 for colour pictures
+    dropout       before the classifier; as published if None
+    width         multiplies the widths of all layers: 0.25 makes a small network of the same depth
     seed          of the weights: the same name, options and seed give the same weights
-    options       of the model's class: in_channels, dropout
-    raises        MinigradError for an unknown name
+    raises        MinigradError for an unknown name, or heads where none were published
     """
-    if name not in _MODELS:
-        raise MinigradError(f"there is no model {name!r}; choose one of: {', '.join(_MODELS)}")
-    # Imported when needed, so that `python -m inception.models.googlenet` finds its module not yet imported.
-    googlenet = import_module("inception.models.googlenet")
-    form_name, classes, heads = _MODELS[name]
-    form = getattr(googlenet, form_name)
+    form = _form(name)
     with seeded(seed):
-        model: nn.Module = googlenet.GoogLeNet(
-            heads if aux_logits is None else aux_logits,
-            classes if num_classes is None else num_classes,
-            form=form,
-            **options,
+        model = Inception(
+            form,
+            num_classes=num_classes,
+            aux_logits=aux_logits,
+            in_channels=in_channels,
+            dropout=dropout,
+            width=width,
         )
-    if form is googlenet.SMALL:
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Conv2d):
-                init.he_normal_(module.weight.data, Key(seed).fold("he", path))
+    for path, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            form.initialise(path, layer, Key(seed))
     return model
 
 
+class Comparison(NamedTuple):
+    """What a network costs, at the size and with the classes it was published for."""
+
+    name: str
+    about: str
+    size: int  # pixels a side
+    parameters: int  # without auxiliary heads
+    head_parameters: int  # what the published heads add; 0 without
+    multiply_adds: int  # for one picture, without heads
+    saved_bytes: int  # kept for backward, for one picture
+
+
+def compare(*names: str) -> list[Comparison]:
+    """The networks side by side (all of them without names), counted by running each once on an empty picture."""
+    lines = []
+    for name in names or list_models():
+        form = _form(name)
+        model = Inception(form)
+        heads = set(form.heads.values())
+        rows = summary(model, (3, form.size.native, form.size.native), depth=1).rows
+        of_heads = [row for row in rows if row.path in heads]
+        of_network = [row for row in rows if row.path not in heads]
+        lines.append(
+            Comparison(
+                name,
+                form.about,
+                form.size.native,
+                sum(row.parameters for row in of_network),
+                sum(row.parameters for row in of_heads),
+                sum(row.multiply_adds for row in of_network),
+                sum(row.saved_bytes for row in of_network),
+            )
+        )
+    return lines
+
+
 __all__ = [
+    "Comparison",
     "ConvBlock",
+    "Inception",
     "InceptionAux",
     "InceptionBlock",
     "NaiveInceptionBlock",
+    "compare",
     "create_model",
+    "describe_model",
     "list_models",
 ]

@@ -1,12 +1,14 @@
-"""What the networks are made of: the four classes of the article, and the rows of their tables."""
+"""What the networks are made of: the four classes of the article, and the words in which tables are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from minigrad import Tensor, nn, ops
 from minigrad.errors import ShapeError
+
+Size = int | tuple[int, int]
 
 
 class ConvBlock(nn.ConvNormReLU):
@@ -21,9 +23,9 @@ class ConvBlock(nn.ConvNormReLU):
         in_channels: int,
         out_channels: int,
         *,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
         bias: bool = True,
         eps: float = 1e-5,
         momentum: float = 0.1,
@@ -34,11 +36,22 @@ class ConvBlock(nn.ConvNormReLU):
         )
 
 
+class ConvReLU(nn.Module):
+    """The unit before batch norm: convolution with bias, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: Size, stride: Size = 1, padding: Size = 0):
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv(x))
+
+
 class Unit(Protocol):
-    """Something that builds convolution units: ConvBlock itself, or ConvBlock with other defaults."""
+    """Something that builds convolution units: ConvBlock, ConvBlock with other defaults, ConvReLU."""
 
     def __call__(
-        self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, padding: int = 0
+        self, in_channels: int, out_channels: int, *, kernel_size: Size, stride: Size = 1, padding: Size = 0
     ) -> nn.Module: ...
 
 
@@ -48,6 +61,8 @@ class InceptionBlock(nn.Branches):
         1×1  |  1×1 reduce → 3×3  |  1×1 reduce → 5×5  |  3×3 max pool → 1×1         joined along the channels
 
     The six widths stand in the order of the paper's table. (N, in_channels, H, W) to (N, out_channels, H, W).
+
+    kernels   of the units behind the second reduction: the paper's 5×5; later ports have a 3×3 there, or two
     """
 
     def __init__(
@@ -61,30 +76,28 @@ class InceptionBlock(nn.Branches):
         out_1x1pool: int,
         *,
         unit: Unit = ConvBlock,
+        kernels: Sequence[int] = (5,),
     ):
-        super().__init__()
-        self.branch1 = unit(in_channels, out_1x1, kernel_size=1)
-        self.branch2 = nn.Sequential(
-            unit(in_channels, red_3x3, kernel_size=1),
-            unit(red_3x3, out_3x3, kernel_size=3, padding=1),
-        )
-        self.branch3 = nn.Sequential(
-            unit(in_channels, red_5x5, kernel_size=1),
-            unit(red_5x5, out_5x5, kernel_size=5, padding=2),
-        )
-        self.branch4 = nn.Sequential(
-            nn.MaxPool2d(3, stride=1, padding=1),
-            unit(in_channels, out_1x1pool, kernel_size=1),
+        five = [
+            unit(width, out_5x5, kernel_size=kernel, padding=kernel // 2)
+            for kernel, width in zip(kernels, (red_5x5, out_5x5), strict=False)
+        ]
+        super().__init__(
+            branch1=unit(in_channels, out_1x1, kernel_size=1),
+            branch2=nn.Sequential(
+                unit(in_channels, red_3x3, kernel_size=1),
+                unit(red_3x3, out_3x3, kernel_size=3, padding=1),
+            ),
+            branch3=nn.Sequential(
+                unit(in_channels, red_5x5, kernel_size=1),
+                *five,
+            ),
+            branch4=nn.Sequential(
+                nn.MaxPool2d(3, stride=1, padding=1),
+                unit(in_channels, out_1x1pool, kernel_size=1),
+            ),
         )
         self.out_channels = out_1x1 + out_3x3 + out_5x5 + out_1x1pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As Branches, but for the three 1×1 units that see x itself: together they read it once."""
-        units = [unit for unit in (self.branch1, self.branch2[0], self.branch3[0]) if isinstance(unit, nn.ConvNormReLU)]
-        if len(units) < 3:
-            return super().forward(x)
-        one, three, five = nn.together(x, *units)
-        return ops.concat([one, self.branch2[1](three), self.branch3[1](five), self.branch4(x)])
 
 
 class NaiveInceptionBlock(nn.Branches):
@@ -137,39 +150,114 @@ class InceptionAux(nn.Module):
         return self.fc2(x)
 
 
-class Row(NamedTuple):
-    """One Inception module, as a row of Table 1 of arXiv:1409.4842: output channels of each branch."""
+# ---- The words of a table: layers that learn their in-channels when the network is built ----
 
-    name: str
-    c1: int  # 1×1
-    r3: int  # 1×1 reduction before the 3×3
-    c3: int
-    r5: int  # 1×1 reduction before the 5×5
-    c5: int
-    pool: int  # 1×1 projection after the max pool
-    out: int  # of all branches together: asserted when the module is built
-
-    def build(self, in_channels: int, unit: Unit) -> InceptionBlock:
-        block = InceptionBlock(in_channels, *self[1:7], unit=unit)
-        assert block.out_channels == self.out, f"row {self.name}: the branches sum to {block.out_channels}"
-        return block
+SAME, VALID = None, 0  # padding that keeps the grid (at stride 1), and none
 
 
-class InputSize(NamedTuple):
-    """The pictures a network takes: from `least` pixels a side, or of `least` pixels only."""
+class Style(NamedTuple):
+    """What the layers of one network have in common.
 
-    least: int
-    only: bool = False
+    unit    builds its convolution units
+    width   multiplies all published widths: a network of width 1/4 has the same layers and about 1/16 of the cost
+    """
 
-    def check(self, model: str, x: Tensor) -> None:
-        """Raise ShapeError in one sentence if x is no batch of such pictures."""
-        if x.ndim != 4:
-            raise ShapeError(f"{model} takes a batch of pictures (N, C, H, W), got shape {x.shape}")
-        h, w = x.shape[2:]
-        if self.only and (h, w) != (self.least, self.least):
-            raise ShapeError(f"{model} takes {self.least}×{self.least} pictures only, got {h}×{w}: resize them")
-        if min(h, w) < self.least:
-            raise ShapeError(f"{model} takes pictures from {self.least}×{self.least} up, got {h}×{w}: enlarge them")
+    unit: Unit = ConvBlock
+    width: float = 1.0
+
+    def channels(self, published: int) -> int:
+        """A published width times `width`. Raises ShapeError if channels would have to be cut."""
+        scaled = published * self.width
+        if scaled < 1 or scaled != int(scaled):
+            raise ShapeError(
+                f"width {self.width:g} makes {scaled:g} channels of {published}: take one as 1/4, 1/8 or 2"
+            )
+        return int(scaled)
 
 
-Pool = Callable[[], nn.Module]
+Layer = Callable[[int, Style], tuple[nn.Module, int]]  # in-channels -> the module, its out-channels
+
+
+def conv(out: int, kernel: Size, stride: int = 1, padding: int | None = SAME) -> Layer:
+    """A convolution unit of `out` channels; a kernel (1, 7) has height 1 and width 7."""
+
+    def build(in_channels: int, style: Style) -> tuple[nn.Module, int]:
+        width = style.channels(out)
+        return style.unit(
+            in_channels, width, kernel_size=kernel, stride=stride, padding=_padding(kernel, padding)
+        ), width
+
+    return build
+
+
+def max_pool(kernel: int, stride: int = 1, padding: int | None = SAME, *, ceil_mode: bool = False) -> Layer:
+    """The maximum of each window."""
+    cells = _padding(kernel, padding)
+    return lambda channels, style: (nn.MaxPool2d(kernel, stride, cells, ceil_mode=ceil_mode), channels)
+
+
+def avg_pool(kernel: int, stride: int = 1, padding: int | None = SAME, *, count_padding: bool = True) -> Layer:
+    """The mean of each window; count_padding as in ops.avg_pool2d."""
+    cells = _padding(kernel, padding)
+    return lambda channels, style: (nn.AvgPool2d(kernel, stride, cells, count_padding=count_padding), channels)
+
+
+def branches(*chains: Sequence[Layer]) -> Layer:
+    """Lists of layers side by side, as in a paper's figure; their outputs are joined in order.
+
+    A fork inside a branch is `branches` again, as its last layer. The children are branch1, branch2, …
+    """
+
+    def build(in_channels: int, style: Style) -> tuple[nn.Branches, int]:
+        built = [_chain(chain, in_channels, style) for chain in chains]
+        named = {f"branch{i}": module for i, (module, _) in enumerate(built, start=1)}
+        return nn.Branches(**named), sum(width for _, width in built)
+
+    return build
+
+
+class Residual(nn.Module):
+    """A module with a shortcut (arXiv:1602.07261, section 3.2), (N, C, H, W) to the same shape.
+
+        y = relu(x + scale · up(branches(x)))
+
+    up      1×1 convolution to the width of x, with bias, without batch norm and ReLU
+    scale   0.1 to 0.3: with more, very wide networks die early in training (section 3.3)
+    relu    False for the last module of the released networks
+    """
+
+    def __init__(self, branches: nn.Module, up: nn.Conv2d, *, scale: float, relu: bool = True):
+        self.branches, self.up = branches, up
+        self.scale, self.relu = scale, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.up(self.branches(x)) * self.scale
+        return ops.relu(y) if self.relu else y
+
+    def describe(self) -> str:
+        return f"scale={self.scale}{'' if self.relu else ', relu=False'}"
+
+
+def residual(scale: float, *chains: Sequence[Layer], relu: bool = True) -> Layer:
+    """`branches` with a shortcut: see Residual."""
+
+    def build(in_channels: int, style: Style) -> tuple[nn.Module, int]:
+        joined, width = branches(*chains)(in_channels, style)
+        return Residual(joined, nn.Conv2d(width, in_channels, 1), scale=scale, relu=relu), in_channels
+
+    return build
+
+
+def _chain(layers: Sequence[Layer], in_channels: int, style: Style) -> tuple[nn.Module, int]:
+    """Layers one after the other; a single one stands for itself."""
+    modules, channels = [], in_channels
+    for layer in layers:
+        module, channels = layer(channels, style)
+        modules.append(module)
+    return (modules[0] if len(modules) == 1 else nn.Sequential(*modules)), channels
+
+
+def _padding(kernel: Size, padding: int | None) -> Size:
+    if padding is not None:
+        return padding
+    return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)

@@ -5,44 +5,22 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from inception.data import Batch, Loader
-from minigrad import Tensor, backend, no_grad, ops, optim, schedule
-from minigrad.errors import MinigradError
+from inception.data import Batch, Loader, normalise
+from inception.training.average import Average
+from inception.training.recipes import Recipe
+from minigrad import Tensor, backend, first_non_finite, no_grad, ops, optim
+from minigrad.errors import NonFiniteError
 from minigrad.layout import Array, images, pixels
 from minigrad.nn import Module
 from minigrad.random import Key
 from minigrad.threads import blas_on_one_thread
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. The defaults are those of the small GoogLeNet on CIFAR-10.
-
-    SGD with Nesterov momentum and weight decay on all parameters; the learning rate rises to `lr` and falls to
-    nearly zero along half a cosine each, momentum mirrors it from 0.95 to 0.85 and back
-    (Smith, Topin: Super-convergence, arXiv:1708.07120).
-    """
-
-    epochs: int = 4
-    batch_size: int = 128
-    lr: float = 0.1  # the peak
-    peak_at: float = 0.3  # share of the steps before the peak
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    head_weight: float = 0.3  # of each auxiliary head's loss (arXiv:1409.4842, section 5)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("weight_decay", 0)):
-            value = getattr(self, name)
-            if not lowest <= value < math.inf:  # NaN fails too
-                raise MinigradError(f"{name} must be at least {lowest} and finite, got {value}")
 
 
 class Evaluation(NamedTuple):
@@ -56,12 +34,154 @@ class Epoch(NamedTuple):
     """What is reported after each epoch."""
 
     number: int  # from 1
+    step: int  # steps since the start of the training
+    lr: float  # at the last step
     losses: dict[str, float]  # mean over the epoch's steps, of the classifier ("loss") and each head
     accuracy: float  # on the augmented training pictures, as they went by
-    lr: float  # at the last step
-    seconds: float  # of training
+    seconds: float  # of training, without evaluating and saving
     pictures_per_second: float
-    test: Evaluation | None
+    test: Evaluation | None = None
+    average: Evaluation | None = None  # of the averaged weights, where there are any and they were asked for
+
+
+class Stopped(Exception):
+    """Training was asked to stop by a signal of this number, and stands between two steps."""
+
+    def __init__(self, signal: int, message: str = ""):
+        super().__init__(message)
+        self.signal = signal
+
+
+class Training:
+    """A model in training: all that changes from step to step, which is also what a checkpoint holds.
+
+    model, loader, recipe   are trained in place, on the batches, by the recipe
+    test                    to evaluate on after every epoch
+    test_average            evaluate the averaged weights too after every epoch, not only after the last
+    quiet                   no progress bars
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loader: Loader,
+        recipe: Recipe,
+        *,
+        test: Loader | None = None,
+        test_average: bool = False,
+        quiet: bool = False,
+    ):
+        self.model, self.loader, self.recipe, self.test = model, loader, recipe, test
+        self.test_average, self.quiet = test_average, quiet
+        self.optimizer = recipe.make_optimizer(model)
+        self.average = Average(model, recipe.ema, recipe.ema_every) if recipe.ema else None
+        self.lr, self.momentum = recipe.make_schedules(len(loader))
+        self.step = 0
+        self.epochs: list[Epoch] = []  # those that are complete, evaluation included
+        self.sums = Sums()  # over the one that runs
+        self.stopping = 0  # the number of a signal: set it, from its handler for example, to have `run` stop soon
+
+    def run(
+        self,
+        *,
+        after_step: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> None:
+        """Train from where this stands to the end of the recipe. Raises Stopped if it was asked to stop."""
+        while len(self.epochs) < self.recipe.epochs:
+            self._train_epoch(after_step)
+            epoch = self._report()
+            self.epochs.append(epoch)
+            self.sums = Sums()
+            after_epoch(epoch)
+
+    def check(self) -> None:
+        """Raise Stopped if this was asked to stop."""
+        if self.stopping:
+            raise Stopped(self.stopping)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the model has its averaged weights, if the recipe averages them."""
+        return self.average.applied() if self.average is not None else nullcontext()
+
+    def _train_epoch(self, after_step: Callable[[], None]) -> None:
+        """Take the steps of the epoch that are still to be taken."""
+        number, steps, sums = len(self.epochs), len(self.loader), self.sums
+        key = Key(self.recipe.seed).fold("dropout")
+        self.model.train()
+        title = f"epoch {number + 1}/{self.recipe.epochs}"
+        with _bar(title, steps * self.loader.batch_size, self.quiet, sums.seen) as bar:
+            started = time.perf_counter()
+            for batch in self.loader.batches(number, start=self.step - number * steps):
+                self.model.set_key(key.fold(self.step), batch.rows)
+                with blas_on_one_thread():
+                    losses, hits = training_step(self.model, batch, self.recipe)
+                    self._check_step(batch, losses)
+                    self._update()
+                sums.add(losses, hits, len(batch.labels))
+                self.step += 1
+                if bar.update(len(batch.labels)):  # drawn now: only then fetch numbers from the device
+                    self.check_losses()
+                    means = " ".join(f"{name} {value:.3f}" for name, value in sums.means().items())
+                    bar.set_postfix_str(f"{means} acc {sums.accuracy():.1%}", refresh=False)
+                sums.seconds += time.perf_counter() - started
+                after_step()
+                self.check()
+                started = time.perf_counter()
+
+    def check_losses(self) -> None:
+        """Raise NonFiniteError if a loss of the running epoch is not finite. The host waits for the device here."""
+        for name, mean in self.sums.means().items():
+            if not math.isfinite(mean):
+                raise NonFiniteError(
+                    f"{name} is {mean}, seen at step {self.step:,}: on a GPU losses are fetched now and then only, and "
+                    "the updates since have spread it to all weights, so that the layer where it began is not known",
+                    "",
+                )
+
+    def some_pictures(self) -> Tensor:
+        """The batch to look at layers with: the first pictures, as they are; `model` has the keys for it."""
+        n = min(self.loader.batch_size, len(self.loader.dataset))
+        rows = np.arange(n)
+        self.model.set_key(Key(self.recipe.seed).fold("look"), rows)
+        return to_tensor(normalise(self.loader.dataset.images[rows], self.loader.mean, self.loader.std))
+
+    def _check_step(self, batch: Batch, losses: Mapping[str, Array]) -> None:
+        """Raise NonFiniteError before the update if a loss is not finite, naming the layer where that begins.
+
+        Only where it is on the host anyway: to ask a device would be to wait for it at every step.
+        """
+        bad = {name: loss for name, loss in losses.items() if isinstance(loss, np.ndarray) and not np.isfinite(loss)}
+        for name, loss in bad.items():
+            error = first_non_finite(self.model, lambda: training_step(self.model, batch, self.recipe))
+            where = "every op is finite in a second run of the step" if error is None else Exception.__str__(error)
+            path = "" if error is None else error.layer_path
+            raise NonFiniteError(f"{where}; {name} is {float(loss)} in step {self.step + 1:,}", path)
+
+    def _update(self) -> None:
+        """Move the weights along the gradients they have, and forget those."""
+        if self.recipe.clip_norm:
+            optim.clip_by_norm(self.model.parameters(), self.recipe.clip_norm)
+        momentum = {} if self.momentum is None else {"momentum": self.momentum(self.step)}
+        self.optimizer.step(lr=self.lr(self.step), **momentum)
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.step)
+
+    def _report(self) -> Epoch:
+        started = time.perf_counter()
+        self.check_losses()
+        losses, accuracy = self.sums.means(), self.sums.accuracy()  # the host waits for the device here
+        self.sums.seconds += time.perf_counter() - started
+        number, seconds = len(self.epochs) + 1, self.sums.seconds
+        test = average = None
+        if self.test is not None:
+            test = evaluate(self.model, self.test, quiet=self.quiet, check=self.check)
+            if self.average is not None and (self.test_average or number == self.recipe.epochs):
+                with self.averaged():
+                    average = evaluate(self.model, self.test, quiet=self.quiet, check=self.check)
+        rate = self.sums.seen / seconds
+        return Epoch(number, self.step, self.lr(self.step - 1), losses, accuracy, seconds, rate, test, average)
 
 
 def train(
@@ -73,47 +193,14 @@ def train(
     quiet: bool = False,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train `model` in place by `recipe`; evaluate it on `test` after every epoch.
+    """Train `model` in place by `recipe`, evaluate it on `test` after every epoch, and return what was reported.
 
     quiet        no progress bar
     after_epoch  called with each epoch's report
     """
-    optimizer = optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-    total = recipe.epochs * len(loader)
-    lr, momentum = schedule.one_cycle(total, recipe.peak_at), schedule.one_cycle_momentum(total, recipe.peak_at)
-    key = Key(recipe.seed).fold("dropout")
-    reports = []
-    for epoch in range(recipe.epochs):
-        model.train()
-        sums, seen, correct = _Sums(), 0, None
-        started = time.perf_counter()
-        with _bar(f"epoch {epoch + 1}/{recipe.epochs}", len(loader) * loader.batch_size, quiet) as bar:
-            for i, batch in enumerate(loader.batches(epoch)):
-                step = epoch * len(loader) + i
-                model.set_key(key.fold(step), batch.rows)
-                with blas_on_one_thread():
-                    losses, hits = training_step(model, batch, recipe)
-                    optimizer.step(lr=recipe.lr * lr(step), momentum=momentum(step))
-                    optimizer.zero_grad()
-                seen += len(batch.labels)
-                correct = hits if correct is None else correct + hits
-                sums.add(losses)
-                if bar.update(len(batch.labels)):  # drawn now: only then fetch numbers from the device
-                    means = " ".join(f"{name} {value:.3f}" for name, value in sums.means().items())
-                    bar.set_postfix_str(f"{means} acc {float(correct) / seen:.1%}", refresh=False)
-        seconds = time.perf_counter() - started
-        report = Epoch(
-            epoch + 1,
-            sums.means(),
-            float(correct) / seen if correct is not None else 0.0,
-            recipe.lr * lr(total * (epoch + 1) // recipe.epochs - 1),
-            seconds,
-            seen / seconds,
-            evaluate(model, test, quiet=quiet) if test is not None else None,
-        )
-        reports.append(report)
-        after_epoch(report)
-    return reports
+    training = Training(model, loader, recipe, test=test, quiet=quiet)
+    training.run(after_epoch=after_epoch)
+    return training.epochs
 
 
 def training_step(model: Module, batch: Batch, recipe: Recipe) -> tuple[dict[str, Array], Array]:
@@ -134,23 +221,46 @@ def training_step(model: Module, batch: Batch, recipe: Recipe) -> tuple[dict[str
     return {"loss": losses[main].data, **{head: losses[head].data for head in heads}}, hits
 
 
-def evaluate(model: Module, loader: Loader, *, quiet: bool = False) -> Evaluation:
-    """Loss and accuracy of `model` in evaluation mode over the whole loader; the mode is put back."""
+class Tally(NamedTuple):
+    """A data set's pictures counted by their class."""
+
+    loss: float  # summed cross-entropy
+    right: np.ndarray  # (K,) int64, of each class those that were recognised
+    seen: np.ndarray  # (K,) int64, of each class
+
+
+def tally(model: Module, loader: Loader, *, quiet: bool = False, check: Callable[[], None] = lambda: None) -> Tally:
+    """Count what `model` recognises in evaluation mode, over the whole loader; the mode is put back.
+
+    check   called between batches: what it raises ends the count
+    """
     mode = model.training
     model.eval()
-    loss, correct, seen = 0.0, 0, 0
+    classes = len(loader.dataset.classes)
+    loss, right, seen = 0.0, np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     try:
         with _bar("evaluate", len(loader.dataset), quiet) as bar:
             for batch, logits in predictions(model, loader):
                 labels = backend.asarray(batch.labels)
                 n = len(batch.labels)
                 loss += ops.cross_entropy(Tensor(logits), labels).item() * n
-                correct += int((logits.argmax(axis=1) == labels).sum())
-                seen += n
+                hits = backend.to_host(logits.argmax(axis=1) == labels)
+                right += np.bincount(batch.labels[hits], minlength=classes)
+                seen += np.bincount(batch.labels, minlength=classes)
                 bar.update(n)
+                check()
     finally:
         model.train(mode)
-    return Evaluation(loss / max(seen, 1), correct / max(seen, 1))
+    return Tally(loss, right, seen)
+
+
+def evaluate(
+    model: Module, loader: Loader, *, quiet: bool = False, check: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Loss and accuracy of `model`, counted as by `tally`."""
+    loss, right, seen = tally(model, loader, quiet=quiet, check=check)
+    n = max(int(seen.sum()), 1)
+    return Evaluation(loss / n, int(right.sum()) / n)
 
 
 def predictions(model: Module, loader: Loader) -> Iterator[tuple[Batch, Array]]:
@@ -167,20 +277,28 @@ def to_tensor(pictures: Array) -> Tensor:
     return Tensor(images(backend.asarray(pixels(pictures)), n, h, w))
 
 
-class _Sums:
-    """Running means of named losses, kept on the device until somebody asks."""
+class Sums:
+    """What an epoch adds up, kept on the device until somebody asks."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, Array] = {}
-        self.steps = 0
+        self.totals: dict[str, Array] = {}  # of each loss, over the steps
+        self.hits: Array | int = 0
+        self.steps = self.seen = 0
+        self.seconds = 0.0
 
-    def add(self, losses: dict[str, Array]) -> None:
+    def add(self, losses: dict[str, Array], hits: Array, n: int) -> None:
         self.totals = {name: self.totals.get(name, 0.0) + value for name, value in losses.items()}
+        self.hits = self.hits + hits
         self.steps += 1
+        self.seen += n
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / self.steps for name, total in self.totals.items()}
 
+    def accuracy(self) -> float:
+        return float(self.hits) / self.seen if self.seen else 0.0
 
-def _bar(title: str, total: int, quiet: bool) -> tqdm:
-    return tqdm(desc=title, total=total, unit="img", disable=quiet, leave=False, dynamic_ncols=True, file=sys.stderr)
+
+def _bar(title: str, total: int, quiet: bool, initial: int = 0) -> tqdm:
+    return tqdm(desc=title, total=total, initial=initial, unit="img", disable=quiet, leave=False, dynamic_ncols=True,
+                file=sys.stderr)  # fmt: skip

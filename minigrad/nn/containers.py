@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from minigrad import ops
+from minigrad.nn.layers import ConvNormReLU, together
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
 
@@ -31,7 +33,8 @@ class Sequential(Module):
 class Branches(Module):
     """Every branch sees the same input; their outputs are joined along the channels, in order.
 
-    Branches are children with the names they are given by, or "0", "1", …
+    Branches are children with the names they are given by, or "0", "1", … Those that begin with a 1×1 unit do so
+    together: one product reads the input once for all of them.
     """
 
     def __init__(self, *branches: Module, **named: Module):
@@ -39,4 +42,19 @@ class Branches(Module):
             setattr(self, name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.concat([branch(x) for _, branch in self.children()])
+        branches = [branch for _, branch in self.children()]
+        chains = [
+            [layer for _, layer in branch.children()] if type(branch) is Sequential else [branch] for branch in branches
+        ]
+        units = {
+            i: chain[0]
+            for i, chain in enumerate(chains)
+            if chain and isinstance(chain[0], ConvNormReLU) and chain[0].is_pointwise
+        }
+        begun = dict(zip(units, together(x, *units.values()), strict=True)) if len(units) > 1 else {}
+        return ops.concat(
+            [
+                reduce(lambda y, layer: layer(y), chain[1:], begun[i]) if i in begun else branch(x)
+                for i, (branch, chain) in enumerate(zip(branches, chains, strict=True))
+            ]
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 from minigrad import backend, ops
@@ -30,23 +31,26 @@ class Conv2d(Module):
         *,
         stride: Size = 1,
         padding: Size = 0,
+        groups: int = 1,
         bias: bool = True,
     ):
         self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), pair(stride, "stride")
-        self.padding = pair(padding, "padding")
-        height, width = self.kernel_size
-        _positive(self, in_channels=in_channels, out_channels=out_channels, kernel_size=min(height, width))
-        self.weight = new_parameter((out_channels, in_channels, *self.kernel_size))
+        self.padding, self.groups = pair(padding, "padding"), groups
+        kernel = min(self.kernel_size)
+        _positive(self, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ShapeError(f"Conv2d: {groups} groups do not divide {in_channels} → {out_channels} channels")
+        self.weight = new_parameter((out_channels, in_channels // groups, *self.kernel_size))
         self.bias = new_parameter((out_channels,)) if bias else None
         _initialise(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
 
     def describe(self) -> str:
         o, i, kh, kw = self.weight.shape
-        bias = "" if self.bias is not None else ", bias=False"
-        return f"{i} → {o}, {kh}×{kw}, stride={self.stride}, padding={self.padding}{bias}"
+        options = f"{f', groups={self.groups}' * (self.groups > 1)}{', bias=False' * (self.bias is None)}"
+        return f"{i * self.groups} → {o}, {kh}×{kw}, stride={self.stride}, padding={self.padding}{options}"
 
 
 class Linear(Module):
@@ -108,6 +112,11 @@ class ConvNormReLU(Module):
     def __init__(self, conv: Conv2d, batchnorm: BatchNorm2d):
         self.conv, self.batchnorm = conv, batchnorm
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the convolution is 1×1 with stride 1."""
+        return self.conv.kernel_size == self.conv.stride == (1, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return together(x, self)[0]
 
@@ -123,8 +132,10 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     alone = len(units) == 1
     if len(kinds) + len(modes) > 2:
         return [unit(x) for unit in units]
-    if modes == {False} and any(tensor.needs_grad for tensor in (x, *(p for u in units for p in u.parameters()))):
-        return [unit.batchnorm(unit.conv(x)) for unit in units]  # folded into the filters it would have no gradient
+    grouped = any(u.conv.groups > 1 for u in units)
+    needs_grad = any(tensor.needs_grad for tensor in (x, *(p for u in units for p in u.parameters())))
+    if grouped or (modes == {False} and needs_grad):  # folded into the filters, batch norm would have no gradient
+        return [unit.batchnorm(unit.conv(x)) for unit in units]
     parts = [
         ops.ConvNorm(u.conv.weight, u.conv.bias, u.batchnorm.gamma, u.batchnorm.beta,
                      u.batchnorm.running_mean.data, u.batchnorm.running_var.data)
@@ -147,9 +158,8 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     finally:
         watcher.reset(token)
     if watching is not None:
-        for unit, event in zip(units, events, strict=True):
-            with unit.called():
-                watching(*event)
+        with nullcontext() if alone else units[0].called(*units[1:]):
+            watching(*events[0])
     return results
 
 

@@ -34,10 +34,10 @@ class Parameter(Tensor):
 
 
 class CallObserver(Protocol):
-    """What `summary` and `watch` are to a module: told when a call begins and ends."""
+    """What `watch` is to a module: told when a call begins and ends: of one, or of several that run as one op."""
 
-    def enter(self, module: Module) -> None: ...
-    def leave(self, module: Module) -> None: ...
+    def enter(self, *modules: Module) -> None: ...
+    def leave(self, *modules: Module) -> None: ...
 
 
 observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
@@ -58,11 +58,14 @@ class Module:
             return recomputed(self, *inputs) if self.recompute else self.forward(*inputs)
 
     @contextmanager
-    def called(self) -> Iterator[None]:
-        """What surrounds a call: whoever observes is told of it, and exceptions learn where they were raised."""
+    def called(self, *others: Module) -> Iterator[None]:
+        """What surrounds a call: whoever observes is told of it, and exceptions learn where they were raised.
+
+        others   the modules that run as one op with this one: see `together`
+        """
         watching = observer.get()
         if watching is not None:
-            watching.enter(self)
+            watching.enter(self, *others)
         try:
             yield
         except Exception as error:
@@ -70,7 +73,7 @@ class Module:
             raise
         finally:
             if watching is not None:
-                watching.leave(self)
+                watching.leave(self, *others)
 
     def _locate(self, error: Exception) -> None:
         """Every module that an error passes through looks up, in its own terms, the path of the innermost one."""

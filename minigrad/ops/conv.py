@@ -10,6 +10,7 @@ from minigrad.backend import array_module
 from minigrad.errors import GraphError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, Window, joined_filters
+from minigrad.ops.dense import concat
 from minigrad.ops.norm import check_count, move_running
 from minigrad.tensor import Tensor, check_alike, record, record_parts
 
@@ -23,20 +24,25 @@ def conv2d(
     *,
     stride: Size = 1,
     padding: Size = 0,
+    groups: int = 1,
 ) -> Tensor:
     """Cross-correlate every image with every filter.
 
         y[n, o, i, j] = Σ_c Σ_u Σ_v  x[n, c, i·s + u − p, j·s + v − p] · weight[o, c, u, v]  (+ bias[o])
 
     x        (N, C, H, W)
-    weight   (O, C, KH, KW)
+    weight   (O, C / groups, KH, KW)
     bias     (O,) or None
     stride, padding   cells, one number or (height, width); padding is zeros on both sides
+    groups   cut the channels, and the filters, into so many equal parts: filters see the channels of their part alone.
+             With groups = C it is a depthwise convolution.
     returns  (N, O, OH, OW),  OH = ⌊(H + 2p − KH) / s⌋ + 1
     saves    x, weight
-    costs    N·O·OH·OW·C·KH·KW multiply-adds, twice that again in backward
-    raises   ShapeError if the channels differ or no window fits
+    costs    N·O·OH·OW·C·KH·KW / groups multiply-adds, twice that again in backward
+    raises   ShapeError if the channels differ, do not divide into the groups, or no window fits
     """
+    if groups != 1:
+        return _by_groups(x, weight, bias, groups, stride, padding)
     window = _window(x, weight, bias, stride, padding)
     # What backward needs is captured now, as arrays: it must not see what the tensors hold by then.
     images_in, filters, needs_dx = x.data, weight.data, x.needs_grad
@@ -49,6 +55,24 @@ def conv2d(
 
     multiply_adds = y.size * filters[0].size
     return record("conv2d", y, (x, weight, bias), backward, multiply_adds=multiply_adds)
+
+
+def _by_groups(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: Size, padding: Size) -> Tensor:
+    """Each group's channels with its own filters, and the results side by side."""
+    check_alike("conv2d", x, weight, *([] if bias is None else [bias]))
+    if x.ndim != 4 or weight.ndim != 4 or groups < 1 or x.shape[1] % groups or weight.shape[0] % groups:
+        raise ShapeError(
+            f"conv2d cannot cut an input of shape {x.shape} and weight {weight.shape} into {groups} groups: "
+            "channels and filters must be multiples of it"
+        )
+    c, o = x.shape[1] // groups, weight.shape[0] // groups
+    channels, filters = ([slice(g * size, (g + 1) * size) for g in range(groups)] for size in (c, o))
+    return concat(
+        [
+            conv2d(x[:, i], weight[j], None if bias is None else bias[j], stride=stride, padding=padding)
+            for i, j in zip(channels, filters, strict=True)
+        ]
+    )
 
 
 class ConvNorm(NamedTuple):
@@ -107,7 +131,9 @@ def conv_bn_relu(
         z = k.conv2d_relu(
             images_in, filters * scale.astype(x.dtype)[:, None, None, None], shift.astype(x.dtype), window
         )
-        return record_parts("conv_bn_relu", [z[:, part] for part in parts], (), list, multiply_adds=_costs(z, units))
+        return record_parts(
+            "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), list, multiply_adds=_costs(z, units)
+        )
     check_count((len(images_in), len(filters), *window.output))
     needs_dx = x.needs_grad
     y, mean, var = k.conv2d_statistics(images_in, filters, bias, window)

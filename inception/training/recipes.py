@@ -1,0 +1,227 @@
+"""Recipes: every option of a training in one record, and those of the papers by name.
+
+recipe = dataclasses.replace(RECIPES["cifar_small"], epochs=8, seed=3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from minigrad import optim, schedule
+from minigrad.errors import MinigradError
+from minigrad.nn import Module
+from minigrad.schedule import Schedule
+
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+FLIPS = ("no", "random", "alternate")
+SCHEDULES = ("constant", "step", "poly", "cosine", "one_cycle")
+
+
+def _option(default: Any, help: str, least: float = 0, most: float = 1e15, choices: tuple[str, ...] = ()) -> Any:
+    """A field with its range; `help` is also what the command line says of it."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are those of the small GoogLeNet on CIFAR-10.
+
+    SGD with Nesterov momentum and weight decay on all parameters; the learning rate rises to `lr` and falls to
+    nearly zero along half a cosine each, momentum mirrors it from 0.95 to 0.85 and back
+    (Smith, Topin: Super-convergence, arXiv:1708.07120).
+
+    Raises MinigradError naming the option that is of another kind, not finite or out of range.
+    """
+
+    epochs: int = _option(4, "passes over the training pictures", 1)
+    batch_size: int = _option(128, "pictures in a step; an incomplete last batch is left out", 1)
+    lr: float = _option(0.1, "learning rate: the schedule's highest")
+    optimizer: str = _option("sgd", "what a gradient does to its parameter", choices=OPTIMIZERS)
+    momentum: float = _option(0.9, "sgd, rmsprop: share of the last update that is kept", most=0.9999)
+    nesterov: bool = _option(True, "sgd: look ahead along the momentum")
+    rms_decay: float = _option(0.9, "rmsprop: decay of the mean square", most=1)
+    beta1: float = _option(0.9, "adamw: decay of the mean", most=0.9999)
+    beta2: float = _option(0.999, "adamw: decay of the mean square", most=0.999999)
+    eps: float = _option(1e-8, "rmsprop, adamw: added to the root")
+    weight_decay: float = _option(5e-4, "pull of the weights towards zero")
+    spare_norms: bool = _option(False, "no weight decay on batch norm and biases")
+    clip_norm: float = _option(0.0, "longest gradient, all parameters together; 0: not clipped")
+
+    schedule: str = _option("one_cycle", "how the learning rate moves", choices=SCHEDULES)
+    warm_up: float = _option(0.0, "epochs in which the learning rate rises linearly, whatever the schedule")
+    peak_at: float = _option(0.3, "one_cycle: share of the run before the peak", most=1)
+    lr_start: float = _option(1 / 25, "one_cycle: learning rate at the start, as a share of lr", most=1)
+    lr_end: float = _option(1 / 25e4, "one_cycle, cosine: learning rate at the end, as a share of lr", most=1)
+    momentum_high: float = _option(0.95, "one_cycle: momentum (adamw: beta1) at both ends", most=0.9999)
+    momentum_low: float = _option(0.85, "one_cycle: momentum at the peak", most=0.9999)
+    step_every: float = _option(1.0, "step: epochs between two steps down", 1e-3)
+    step_at: tuple[float, ...] = _option((), "step: epochs after which to step down, instead of at equal distances")
+    step_factor: float = _option(0.1, "step: factor of each step down", most=1)
+    power: float = _option(1.0, "poly: (1 − share of the run) to this power")
+
+    label_smoothing: float = _option(0.0, "share of the target spread over all classes", most=0.9999)
+    head_weight: float = _option(0.3, "of each auxiliary head's loss")  # arXiv:1409.4842, section 5
+    ema: float = _option(0.0, "decay per step of the average of the weights; 0: no average", most=0.999999)
+    ema_every: int = _option(1, "steps between two updates of the average", 1)
+
+    augment: bool = _option(True, "change the training pictures at random, as the following options say")
+    padding: int = _option(4, "random shift by up to so many pixels")
+    flip: str = _option("random", "mirror half of the pictures, or each in every other epoch", choices=FLIPS)
+    cutout: int = _option(0, "side of a square blanked at a random place, pixels; 0: none")
+    jitter: float = _option(0.0, "random change of brightness, contrast and saturation; 0: none", most=1)
+    resized_crop: tuple[float, ...] = _option((), "random crop: smallest and largest share of the area", most=1)
+
+    seed: int = _option(0, "of weights, order, augmentation and dropout", least=-(2**63), most=2**63 - 1)
+    name: str = _option("cifar_small", "the recipe that this one began as")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, rule = getattr(self, option.name), option.metadata
+            many = isinstance(option.default, tuple)
+            kinds = (int, float) if many or isinstance(option.default, float) else (type(option.default),)
+            if many != isinstance(value, tuple) or not all(type(x) in kinds for x in (value if many else (value,))):
+                kind = "numbers" if many else kinds[-1].__name__
+                raise MinigradError(f"{option.name} must be {kind}, got {value!r}")
+            if rule["choices"] and value not in rule["choices"]:
+                raise MinigradError(f"{option.name} must be one of {', '.join(rule['choices'])}, got {value!r}")
+            for x in value if many else (value,):
+                if isinstance(x, (int, float)) and not rule["least"] <= x <= rule["most"]:  # NaN fails too
+                    limits = f"from {rule['least']:g} to {rule['most']:g}"
+                    raise MinigradError(f"{option.name} must be {limits}, got {x!r}")
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise MinigradError("nesterov needs a momentum above 0")
+        if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):
+            raise MinigradError(f"resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
+        if list(self.step_at) != sorted(self.step_at):
+            raise MinigradError(f"step_at must be in ascending order, got {self.step_at}")
+
+    def make_optimizer(self, model: Module) -> optim.Optimizer:
+        """The optimizer of all parameters of `model`."""
+        params = optim.decay_groups(model, self.weight_decay) if self.spare_norms else model.parameters()
+        common: dict[str, Any] = {"weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            return optim.SGD(params, self.lr, momentum=self.momentum, nesterov=self.nesterov, **common)
+        if self.optimizer == "rmsprop":
+            return optim.RMSProp(params, self.lr, decay=self.rms_decay, eps=self.eps, momentum=self.momentum, **common)
+        return optim.AdamW(params, self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **common)
+
+    def make_schedules(self, steps_per_epoch: int) -> tuple[Schedule, Schedule | None]:
+        """Learning rate and momentum of each step; None for a momentum that stays the optimizer's."""
+
+        def steps(epochs: float) -> int:
+            return max(1, round(epochs * steps_per_epoch))
+
+        total = self.epochs * steps_per_epoch
+        momentum = None
+        if self.schedule == "one_cycle":
+            factor = schedule.one_cycle(total, self.peak_at, self.lr_start, self.lr_end)
+            if self.optimizer == "adamw" or self.momentum:
+                momentum = schedule.one_cycle_momentum(total, self.peak_at, self.momentum_high, self.momentum_low)
+        elif self.schedule == "cosine":
+            factor = schedule.cosine(total, self.lr_end)
+        elif self.schedule == "poly":
+            factor = schedule.poly(total, self.power)
+        elif self.schedule == "step" and self.step_at:
+            factor = schedule.milestones([steps(epochs) for epochs in self.step_at], self.step_factor)
+        elif self.schedule == "step":
+            factor = schedule.step_decay(steps(self.step_every), self.step_factor)
+        else:
+            factor = schedule.constant()
+        if self.warm_up:
+            factor = schedule.warm_up(factor, steps(self.warm_up))
+        return lambda step: self.lr * factor(step), momentum
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option, as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_json`. Raises MinigradError if options are missing, unknown or out of range."""
+        own = {option.name for option in fields(cls)}
+        if not isinstance(options, Mapping) or own != options.keys():
+            raise MinigradError(f"a recipe has the options {', '.join(sorted(own))}; these are others")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        return cls(**values)
+
+
+# What the papers leave open is taken from the Caffe model of the same network (BVLC) or TF-slim, and said here.
+
+# arXiv:1409.4842, section 6: momentum 0.9, −4 % every 8 epochs, Polyak averaging, heads 0.3, crops of 8 to 100 % of
+# the picture. From Caffe: learning rate, batch, decay 2e-4 (none on biases), 250 epochs. Its SGD was asynchronous.
+_GOOGLENET = Recipe(
+    name="googlenet_2014",
+    epochs=250,
+    batch_size=32,
+    lr=0.01,
+    nesterov=False,
+    weight_decay=2e-4,
+    spare_norms=True,
+    schedule="step",
+    step_every=8.0,
+    step_factor=0.96,
+    ema=0.9999,
+    padding=0,
+    resized_crop=(0.08, 1.0),
+)
+
+_RECIPES = [
+    Recipe(name="cifar_small"),
+    # The built-in shapes are easily learnt: one pass.
+    Recipe(name="shapes", epochs=1, batch_size=64),
+    # Eight passes: decay only where the loss sees the scale, softer targets, small shifts, the average at the end.
+    Recipe(
+        name="cifar_fast",
+        epochs=8,
+        lr=0.15,
+        lr_end=0.01,
+        spare_norms=True,
+        label_smoothing=0.05,
+        ema=0.998,
+        ema_every=5,
+        padding=2,
+        flip="alternate",
+    ),
+    # The UvA deep-learning tutorial 5: 89.70 % with googlenet_small on the original CIFAR-10.
+    Recipe(
+        name="cifar_uva",
+        epochs=180,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-4,
+        schedule="step",
+        step_at=(100.0, 150.0),
+        step_factor=0.1,
+        padding=0,
+        resized_crop=(0.8, 1.0),
+    ),
+    _GOOGLENET,
+    # The same in 60 epochs: Caffe's "quick" solver.
+    replace(_GOOGLENET, name="googlenet_quick", epochs=60, schedule="poly", power=0.5),
+    # arXiv:1512.00567, section 8: RMSProp with decay 0.9 and ε 1, −6 % every 2 epochs, clipping at 2, smoothing 0.1,
+    # average of the weights. From TF-slim: momentum, weight decay. Theirs had ε inside the root and 50 replicas.
+    Recipe(
+        name="inception_v3_2015",
+        epochs=100,
+        batch_size=32,
+        optimizer="rmsprop",
+        lr=0.045,
+        momentum=0.9,
+        rms_decay=0.9,
+        eps=1.0,
+        weight_decay=4e-5,
+        spare_norms=True,
+        clip_norm=2.0,
+        schedule="step",
+        step_every=2.0,
+        step_factor=0.94,
+        label_smoothing=0.1,
+        head_weight=0.4,
+        ema=0.9999,
+        padding=0,
+        resized_crop=(0.08, 1.0),
+    ),
+]
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
