@@ -84,5 +84,5 @@ def test_a_mode_that_changed_before_backward_does_not_matter(labels: Any) -> Non
 def test_one_result_only() -> None:
     model = create_model("googlenet_small", aux_logits=True)
     model.recompute = True
-    with pytest.raises(ShapeError, match="recompute works for modules with one result, GoogLeNet returns several"):
+    with pytest.raises(ShapeError, match="recompute works for modules with one result, Inception returns several"):
         model(Tensor(np.zeros((2, 3, 16, 16), np.float32)))
