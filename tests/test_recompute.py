@@ -31,6 +31,16 @@ def labels() -> Any:
     return integers(Key(2), 10, 4)
 
 
+def test_one_branch_alone(labels: Any) -> None:
+    """A branch that is run again is called by itself, not begun together with the others."""
+    plain, thrifty = (create_model("googlenet_small") for _ in range(2))
+    thrifty.inception3b.branch2.recompute = thrifty.inception4a.branch1.recompute = True
+    for model in (plain, thrifty):
+        step(model, labels)
+    for (name, p), (_, q) in zip(plain.named_parameters(), thrifty.named_parameters(), strict=True):
+        np.testing.assert_allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def stages(model: nn.Module) -> list[nn.Module]:
     return [layer for name, layer in model.children() if name.startswith("inception")]
 
