@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,20 +43,19 @@ _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> AbstractContextManager[None]:
     """Within the block nothing is recorded: no graph, nothing kept for backward. Holds for this thread alone."""
-    token = _grad_enabled.set(False)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
+    return _recording(False)
+
+
+def grad_enabled() -> AbstractContextManager[None]:
+    """Within the block ops are recorded, whatever holds around it."""
+    return _recording(True)
 
 
 @contextmanager
-def grad_enabled() -> Iterator[None]:
-    """Within the block ops are recorded, whatever holds around it."""
-    token = _grad_enabled.set(True)
+def _recording(on: bool) -> Iterator[None]:
+    token = _grad_enabled.set(on)
     try:
         yield
     finally:
