@@ -122,7 +122,8 @@ def test_training_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
 def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_path: Path) -> None:
     """Nothing is printed, and the file is at its default place, below the working directory."""
     write_python(tmp_path / "python")
-    options = "--aux --width 0.5 --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy --threads 1 --quiet"
+    options = "--aux --width 0.5 --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy"
+    options += " --threads 1 --quiet"
     data = tmp_path / "python"
     assert program("train_cifar.py", "--data", data, "--no-report", *options.split()) == (0, "", "")
     arrays, about = load_weights(Path("runs/weights.npz"))
