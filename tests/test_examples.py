@@ -122,11 +122,14 @@ def test_training_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
 def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_path: Path) -> None:
     """Nothing is printed, and the file is at its default place, below the working directory."""
     write_python(tmp_path / "python")
-    options = "--aux --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy --threads 1 --quiet"
+    options = "--aux --width 0.5 --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy"
+    options += " --threads 1 --quiet"
     data = tmp_path / "python"
     assert program("train_cifar.py", "--data", data, "--no-report", *options.split()) == (0, "", "")
     arrays, about = load_weights(Path("runs/weights.npz"))
-    assert about["options"] == {"num_classes": 10, "aux_logits": True}
+    assert about["options"] == {"num_classes": 10, "aux_logits": True, "width": 0.5}
+    assert arrays["conv1.conv.weight"].shape == (32, 3, 3, 3)
+    load_model(Path("runs/weights.npz"))
     assert all(np.isfinite(value).all() for value in arrays.values())
     assert sorted(os.listdir("runs")) == ["python-googlenet_small", "weights.npz"]
 
@@ -274,7 +277,8 @@ def test_a_recipe_by_name_and_what_differs_from_it(monkeypatch: pytest.MonkeyPat
     seen: list[Any] = []
     monkeypatch.setattr("inception.__main__.run", seen.append)
     given = (
-        "--recipe googlenet_2014 --data d --no-nesterov --step-at 1 2.5 --flip no --clip-norm 3 --no-aux --prefetch 4"
+        "--recipe googlenet_2014 --data d --no-nesterov --step-at 1 2.5 --flip no --clip-norm 3 --no-aux --width 0.5"
+        " --prefetch 4"
     )
     assert inception("train", *given.split()).code == 0
     (options,) = seen
@@ -284,7 +288,7 @@ def test_a_recipe_by_name_and_what_differs_from_it(monkeypatch: pytest.MonkeyPat
     assert (options.aux_logits, options.prefetch, options.out) == (False, 4, Path("runs/d-googlenet_small"))
     words = shlex.split(options.command())
     assert inception(*words[3:]).code == 0
-    assert (seen[1].recipe, seen[1].aux_logits, seen[1].data) == (options.recipe, False, "d")
+    assert (seen[1].recipe, seen[1].aux_logits, seen[1].data, seen[1].width) == (options.recipe, False, "d", 0.5)
 
 
 def test_resuming_by_the_command_line(inception: Program, cifar: Path) -> None:
