@@ -50,7 +50,7 @@ class Branches(Module):
             i: chain[0]
             for i, chain in enumerate(chains)
             if chain and isinstance(chain[0], ConvNormReLU) and chain[0].is_pointwise
-            if not (chain[0].recompute or branches[i].recompute)
+            if type(chain[0]).forward is ConvNormReLU.forward and not (chain[0].recompute or branches[i].recompute)
         }
         begun = dict(zip(units, together(x, *units.values()), strict=True)) if len(units) > 1 else {}
         return ops.concat(
