@@ -69,7 +69,8 @@ def comparison(figure: Any, rows: list[Record]) -> None:
             group, i = groups.index((row["workload"], row["measure"])), whos.index(row["who"])
             y = group * (len(whos) + 1) + i
             axes.barh(y, row[key], 0.85, color=COLOURS[row["who"]], label=None if group else PEERS[row["who"]])
-            axes.text(row[key], y, f" {row[key]:.2f}", va="center", fontsize=9)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line at 1
+            axes.annotate(f"{row[key]:.2f}", (row[key], y), (4, 0), None, "offset points", va="center", bbox=box)
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_title(f"our {title} ÷ theirs (left of the line: less)")
         axes.set_xlim(0, max(1.25, *(row[key] * 1.18 for row in rows)))
@@ -124,16 +125,15 @@ def lines(axes: Any, rows: list[Record], most: int) -> None:
     axes.grid(axis="y")
 
 
-def abscissa(axes: Any, series: list[Record]) -> list[int]:
+def abscissa(axes: Any, series: list[Record]) -> list[float]:
     """Batch sizes on a logarithmic axis, or thousands of pixels from zero on."""
     if series[0]["series"].endswith("batch"):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("batch")
         return [row["batch"] for row in series]
-    axes.set_xlabel(f"pixels of a picture (batch {series[0]['batch']})")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return [row["size"] ** 2 for row in series]
+    axes.set_xlabel(f"thousand pixels of a picture (batch {series[0]['batch']})")
+    return [row["size"] ** 2 / 1000 for row in series]
 
 
 def profile(figure: Any, profiles: dict[str, Record]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 import benchmarks.__main__ as command
 from benchmarks import measure, plots, profiling
-from benchmarks.measure import MEASURES, WORKLOADS, Job, Workload
+from benchmarks.measure import MEASURES, PEERS, WORKLOADS, Job, Workload
 from benchmarks.ours import Ours
 from inception.models import create_model
 from minigrad import num_threads, set_num_threads
@@ -29,8 +29,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """The command, with tiny workloads, and without peers: PyTorch takes seconds to import."""
     monkeypatch.setattr(command, "WORKLOADS", {"small": TINY, "googlenet": TINY})
     growth = {
-        "small, batch": ("googlenet_small", 10, [(8, 1), (8, 2)], 2),
-        "small, picture size": ("googlenet_small", 10, [(8, 2), (12, 2)], 2),
+        name: ("googlenet_small", 10, [(8, 1), (8, 2)] if name.endswith("batch") else [(8, 2), (12, 2)], 2)
+        for name in command.GROWTH
     }
     monkeypatch.setattr(command, "GROWTH", growth)
     monkeypatch.setattr(command, "installed", lambda: ["ours"])
@@ -47,12 +47,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def network(request: pytest.FixtureRequest) -> Ours:
+def network() -> Iterator[Ours]:
     before = num_threads()
-    request.addfinalizer(lambda: set_num_threads(before))
     tiny = Ours(TINY)
     tiny.set_threads(1)
-    return tiny
+    yield tiny
+    set_num_threads(before)
 
 
 def test_compare_prints_every_measure(run: Run) -> None:
@@ -60,9 +60,8 @@ def test_compare_prints_every_measure(run: Run) -> None:
     assert code == 0
     assert "nothing to compare with" in out
     rows = [line for line in out.splitlines() if line.startswith("small, batch 2 ")]
-    assert [title in row for title, row in zip(("training step", "forward", "evaluation"), rows, strict=True)] == [
-        True
-    ] * 3
+    titles = ("training step", "forward", "evaluation")
+    assert [title for title, row in zip(titles, rows, strict=True) if title in row] == [*titles]
 
 
 def test_report_writes_all_parts(run: Run, tmp_path: Path) -> None:
@@ -85,23 +84,16 @@ def test_comparison_is_drawn_with_peers(tmp_path: Path) -> None:
     rows = [
         {"workload": "small", "measure": measure, "who": who, "ratio_seconds": 0.5, "ratio_mb": 1.5}
         for measure in MEASURES
-        for who in measure_peers()
+        for who in PEERS
     ]
     written = plots.draw({"compare": rows, "machine": measure.machine(), "quick": True}, tmp_path)
     assert [path.name for path in written] == ["compare.png"]
     assert written[0].stat().st_size > 5000
 
 
-def measure_peers() -> list[str]:
-    return ["ours", "torch", "torch_channels_last", "torch_compile"]
-
-
 def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {
-        "ours": iter([1.0, 20.0, 3.0]),
-        "torch": iter([2.0, 10.0, 3.0]),
-        "torch_channels_last": iter([4.0, 5.0, 1.5]),
-    }
+    times = {"ours": [1.0, 20.0, 3.0], "torch": [2.0, 10.0, 3.0], "torch_channels_last": [4.0, 5.0, 1.5]}
+    seconds = {who: iter(values) for who, values in times.items()}
 
     def start(job: Job) -> list[measure.Record]:
         return [{"measure": "step", "who": job.who, "seconds": next(seconds[job.who]), "mb": 1.0, "start_mb": 0.5}]
@@ -114,9 +106,7 @@ def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [row["best_eager"] for row in rows] == [False, True, False]
 
 
-def test_compile_that_fails_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def start(job: Job) -> list[measure.Record]:
         if job.who == "torch_compile":
             raise measure.Failed("no C++ compiler")
