@@ -62,6 +62,9 @@ def main() -> int:
         "--quick", action="store_true", help="tiny batches, one round: does it run? Figures mean little"
     )
     parser.add_argument("--compile", action="store_true", help="with torch.compile too, which takes minutes to compile")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="PyTorch with the C library's own setting, not minigrad's: slower"
+    )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write results.json and pictures there")
     args = parser.parse_args()
     if unknown := sorted({*args.parts} - {*PARTS}):
@@ -102,11 +105,12 @@ def measured(args: argparse.Namespace, parts: tuple[str, ...]) -> Record:
     if whos == ["ours"]:
         print("PyTorch is not installed: nothing to compare with")
     results: Record = {"machine": machine(), "quick": args.quick, "threads": args.threads}
+    results["default_malloc"] = args.default_malloc
     started = time.perf_counter()
     print(" · ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
     for part in parts:
         if part == "compare":
-            results[part] = compare(works, whos, args.threads, args.rounds or (1 if args.quick else 3), args.quick)
+            results[part] = compare(works, whos, args)
             print_compare(results[part])
         elif part == "profile":
             steps = 1 if args.quick else 3
@@ -114,7 +118,7 @@ def measured(args: argparse.Namespace, parts: tuple[str, ...]) -> Record:
             results[part] = {name: start(job)[0] for name, job in jobs.items()}
             print_profile(results[part])
         elif part == "growth":
-            results[part] = growth(whos, args.threads, args.quick)
+            results[part] = growth(whos, args)
             print_growth(results[part])
         else:
             results[part] = memory(works, whos)
@@ -136,15 +140,16 @@ def table(head: str, rows: list[tuple], left: int) -> None:
 # --- compare
 
 
-def compare(works: dict[str, Workload], whos: list[str], threads: int, rounds: int, quick: bool) -> list[Record]:
+def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespace) -> list[Record]:
     """One record for every workload, measure and network: medians over the rounds, and our ratio to it."""
     rows: list[Record] = []
+    threads, repeats = args.threads, 1 if args.quick else 3
     for name, work in works.items():
         found: dict[tuple[str, str], list[Record]] = {}
-        for _ in range(rounds):
+        for _ in range(args.rounds or repeats):
             for who in list(whos):
                 try:
-                    records = start(Job(who, [work], [threads], list(MEASURES), 1 if quick else 3))
+                    records = start(Job(who, [work], [threads], list(MEASURES), repeats, not args.default_malloc))
                 except Failed as error:
                     if who != "torch_compile":
                         raise
@@ -214,14 +219,14 @@ def print_profile(profiles: dict[str, Record]) -> None:
 # --- growth
 
 
-def growth(whos: list[str], threads: int, quick: bool) -> list[Record]:
+def growth(whos: list[str], args: argparse.Namespace) -> list[Record]:
     """Seconds of a training step for each point of GROWTH, with one thread and with all of them."""
     rows = []
     for name, (model, classes, points, few) in GROWTH.items():
-        works = [Workload(model, size, classes, batch) for size, batch in (points[:few] if quick else points)]
-        counts = sorted({1, threads})
+        works = [Workload(model, size, classes, batch) for size, batch in (points[:few] if args.quick else points)]
+        counts = sorted({1, args.threads})
         for who in [who for who in whos if who in ("ours", "torch_channels_last")]:
-            found = start(Job(who, works, counts, ["step"], 1 if quick else 2))
+            found = start(Job(who, works, counts, ["step"], 1 if args.quick else 2, not args.default_malloc))
             rows += [{"series": name, **record} for record in found]
     return rows
 

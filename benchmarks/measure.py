@@ -1,7 +1,8 @@
 """Time and memory, each network in a process of its own: `python -m benchmarks.measure JOB` is that process.
 
-Only the network that is measured is imported there: importing minigrad sets the C library's allocator, PyTorch brings
-threads and some hundred megabytes of libraries.
+Only the network that is measured is imported there: PyTorch brings threads and some hundred megabytes of libraries, and
+importing minigrad makes glibc keep freed memory. The peers get the same setting through KEEP_MEMORY: it makes PyTorch
+faster too, so without it a ratio would tell of allocators.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PEERS = {
 }
 MEASURES = ("evaluate", "forward", "step")  # in the order in which they need more memory
 HEAD_WEIGHT = 0.3
+KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
 Record = dict[str, Any]
 
 
@@ -77,6 +79,7 @@ class Job(NamedTuple):
     threads: list[int]
     measures: list[str]
     repeats: int
+    keep_memory: bool = True  # False: a peer with the C library's own setting
 
     def run(self) -> list[Record]:
         """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call."""
@@ -131,7 +134,8 @@ def start(job: Job) -> list[Record]:
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "benchmarks.measure", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if job.who != "ours" and job.keep_memory else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise Failed(f"{PEERS[job.who]}, {job.works[0].model}: {said[-1]}")

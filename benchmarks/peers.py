@@ -1,4 +1,4 @@
-"""The networks typed again for PyTorch. No minigrad here: it sets the C library's allocator."""
+"""The networks typed again for PyTorch. No minigrad here: see `measure`."""
 
 from __future__ import annotations
 

@@ -70,7 +70,8 @@ def comparison(figure: Any, rows: list[Record]) -> None:
             y = group * (len(whos) + 1) + i
             axes.barh(y, row[key], 0.85, color=COLOURS[row["who"]], label=None if group else PEERS[row["who"]])
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line at 1
-            axes.annotate(f"{row[key]:.2f}", (row[key], y), (4, 0), None, "offset points", va="center", bbox=box)
+            at = {"xy": (row[key], y), "xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{row[key]:.2f}", **at, bbox=box)
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_title(f"our {title} ÷ theirs (left of the line: less)")
         axes.set_xlim(0, max(1.25, *(row[key] * 1.18 for row in rows)))

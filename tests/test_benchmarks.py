@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_report_writes_all_parts(run: Run, tmp_path: Path) -> None:
     code, out, err = run("--quick", "--report", tmp_path / "new", "--workload", "small", "--threads", 2)
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "new/results.json").read_text())
-    assert {"machine", "quick", "threads", "minutes", *command.PARTS} == set(results)
+    assert {"machine", "quick", "threads", "default_malloc", "minutes", *command.PARTS} == set(results)
     assert {row["measure"] for row in results["compare"]} == set(MEASURES)
     assert {(r["size"], r["batch"], r["threads"]) for r in results["growth"]} == {
         (size, batch, n) for size, batch in ((8, 1), (8, 2), (12, 2)) for n in (1, 2)
@@ -91,6 +92,10 @@ def test_comparison_is_drawn_with_peers(tmp_path: Path) -> None:
     assert written[0].stat().st_size > 5000
 
 
+def arguments(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"threads": 1, "quick": False, "default_malloc": False} | given)
+
+
 def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"ours": [1.0, 20.0, 3.0], "torch": [2.0, 10.0, 3.0], "torch_channels_last": [4.0, 5.0, 1.5]}
     seconds = {who: iter(values) for who, values in times.items()}
@@ -99,7 +104,7 @@ def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         return [{"measure": "step", "who": job.who, "seconds": next(seconds[job.who]), "mb": 1.0, "start_mb": 0.5}]
 
     monkeypatch.setattr(command, "start", start)
-    rows = command.compare({"small": TINY}, list(seconds), 1, 3, False)
+    rows = command.compare({"small": TINY}, list(seconds), arguments(rounds=3))
     assert [row["who"] for row in rows] == list(seconds)
     assert [row["seconds"] for row in rows] == [3.0, 3.0, 4.0]
     assert [row["ratio_seconds"] for row in rows] == [1.0, 1.0, 2.0]  # medians of (0.5, 2, 1) and (0.25, 4, 2)
@@ -113,7 +118,7 @@ def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         return [{"measure": "step", "who": job.who, "seconds": 1.0, "mb": 1.0, "start_mb": 0.5}]
 
     monkeypatch.setattr(command, "start", start)
-    rows = command.compare({"small": TINY}, ["ours", "torch_compile"], 1, 2, False)
+    rows = command.compare({"small": TINY}, ["ours", "torch_compile"], arguments(rounds=2))
     assert [row["who"] for row in rows] == ["ours"]
     assert capsys.readouterr().out == "torch.compile does not work here: no C++ compiler\n"
 
