@@ -1,0 +1,279 @@
+"""Measure speed and memory, beside PyTorch if it is installed.
+
+    python -m benchmarks                        compare: step, forward, evaluation, peak memory
+    python -m benchmarks profile                where a step's time goes: kernels, layers, matrix products
+    python -m benchmarks growth                 time per picture against batch, picture size and threads
+    python -m benchmarks memory                 what is kept for backward: by `summary`, and as measured
+    python -m benchmarks --report DIR           all of these, as results.json and pictures in DIR
+
+Every network runs in a process of its own, ours and the peers' in turn, with the same number of threads. A ratio is
+our time over the peer's, the median over the rounds: below 1 we are faster. Use a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import plots
+from benchmarks.measure import (
+    MEASURES,
+    PEERS,
+    WORKLOADS,
+    Failed,
+    Job,
+    Record,
+    Workload,
+    cores,
+    installed,
+    machine,
+    start,
+)
+from inception.models import create_model
+from minigrad import set_num_threads, summary
+
+PARTS = ("compare", "profile", "growth", "memory")
+TITLES = {"evaluate": "evaluation", "forward": "forward", "step": "training step"}
+EAGER = ("torch", "torch_channels_last")
+# name -> (model, classes, [(size, batch), …], how many of them with --quick)
+GROWTH = {
+    "small, batch": ("googlenet_small", 10, [(32, 2**i) for i in range(9)], 4),
+    "googlenet, batch": ("googlenet", 1000, [(224, 2**i) for i in range(6)], 2),
+    "small, picture size": ("googlenet_small", 10, [(size, 32) for size in (32, 48, 64, 80, 96)], 2),
+    "googlenet_bn, picture size": ("googlenet_bn", 1000, [(size, 4) for size in (64, 128, 192, 224, 256, 288)], 2),
+}
+MINUTES = {"compare": 5, "profile": 1, "growth": 6, "memory": 1}  # on two cores, with PyTorch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; compare if left out")
+    parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="may be repeated")
+    parser.add_argument("--batch", type=positive, help="instead of the workload's own")
+    parser.add_argument("--threads", type=positive, default=cores(), help="all cores if left out")
+    parser.add_argument("--rounds", type=positive, help="of compare: 3, or 1 with --quick")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny batches, one round: does it run? Figures mean little"
+    )
+    parser.add_argument("--compile", action="store_true", help="with torch.compile too, which takes minutes to compile")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="PyTorch with the C library's own setting, not minigrad's: slower"
+    )
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write results.json and pictures there")
+    args = parser.parse_args()
+    if unknown := sorted({*args.parts} - {*PARTS}):
+        parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    parts = args.parts or (PARTS if args.report else ("compare",))
+    try:
+        if args.report:  # before minutes of measuring, not after
+            plots.check()
+            args.report.mkdir(parents=True, exist_ok=True)
+        minutes = 1 if args.quick else sum(MINUTES[part] for part in parts)
+        print(
+            f"{', '.join(parts)}: about {minutes} min" + ("" if args.compile else "; torch.compile only with --compile")
+        )
+        results = measured(args, parts)
+        if args.report:
+            (args.report / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            pictures = plots.draw(results, args.report)
+            print("written:", *[args.report / "results.json", *pictures])
+    except (Failed, plots.NoPlots, OSError) as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def measured(args: argparse.Namespace, parts: tuple[str, ...]) -> Record:
+    """Measure and print each part; everything measured, as it goes into results.json."""
+    works = {}
+    for name in args.workload or ("small", "googlenet"):
+        work = WORKLOADS[name]
+        works[name] = work._replace(batch=args.batch or (max(work.batch // 8, 2) if args.quick else work.batch))
+    whos = [who for who in installed() if who != "torch_compile" or args.compile]
+    if whos == ["ours"]:
+        print("PyTorch is not installed: nothing to compare with")
+    results: Record = {"machine": machine(), "quick": args.quick, "threads": args.threads}
+    results["default_malloc"] = args.default_malloc
+    started = time.perf_counter()
+    print(" · ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
+    for part in parts:
+        if part == "compare":
+            results[part] = compare(works, whos, args)
+            print_compare(results[part])
+        elif part == "profile":
+            steps = 1 if args.quick else 3
+            jobs = {name: Job("ours", [work], [args.threads], ["profile"], steps) for name, work in works.items()}
+            results[part] = {name: start(job)[0] for name, job in jobs.items()}
+            print_profile(results[part])
+        elif part == "growth":
+            results[part] = growth(whos, args)
+            print_growth(results[part])
+        else:
+            results[part] = memory(works, whos)
+            print_memory(results[part])
+    results["minutes"] = round((time.perf_counter() - started) / 60, 1)
+    return results
+
+
+def table(head: str, rows: list[tuple], left: int) -> None:
+    """Print rows under the words of `head`, separated by |: `left` columns to the left, the others to the right."""
+    lines = [tuple(head.split("|")), *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+    print()
+
+
+# --- compare
+
+
+def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespace) -> list[Record]:
+    """One record for every workload, measure and network: medians over the rounds, and our ratio to it."""
+    rows: list[Record] = []
+    threads, repeats = args.threads, 1 if args.quick else 3
+    for name, work in works.items():
+        found: dict[tuple[str, str], list[Record]] = {}
+        for _ in range(args.rounds or repeats):
+            for who in list(whos):
+                try:
+                    records = start(Job(who, [work], [threads], list(MEASURES), repeats, not args.default_malloc))
+                except Failed as error:
+                    if who != "torch_compile":
+                        raise
+                    print(f"torch.compile does not work here: {error}")
+                    whos.remove(who)
+                    continue
+                for record in records:
+                    found.setdefault((record["measure"], who), []).append(record)
+        for (measure, who), records in found.items():
+            ours = found[measure, "ours"]
+            row: Record = {"workload": name, "batch": work.batch, "threads": threads, "measure": measure, "who": who}
+            row |= {key: statistics.median(r[key] for r in records) for key in ("seconds", "mb", "start_mb")}
+            row |= {"images_per_second": work.batch / row["seconds"], "rounds": [r["seconds"] for r in records]}
+            for key in ("seconds", "mb"):
+                pairs = zip(ours, records, strict=False)
+                row[f"ratio_{key}"] = statistics.median(mine[key] / other[key] for mine, other in pairs)
+            rows.append(row)
+    for row in rows:
+        rivals = [r for r in rows if r["who"] in EAGER and all(r[k] == row[k] for k in ("workload", "measure"))]
+        row["best_eager"] = bool(rivals) and row is min(rivals, key=lambda r: r["seconds"])
+    order = [(name, measure) for name in works for measure in reversed(MEASURES)]
+    return sorted(rows, key=lambda r: (order.index((r["workload"], r["measure"])), list(PEERS).index(r["who"])))
+
+
+def print_compare(rows: list[Record]) -> None:
+    head = "workload|measure|network|ms|images/s|peak MB|of it before|time ratio|memory ratio|"
+    lines = []
+    for r in rows:
+        ratios = ("", "") if r["who"] == "ours" else (f"{r['ratio_seconds']:.2f}", f"{r['ratio_mb']:.2f}")
+        figures = (
+            f"{r['seconds'] * 1e3:.1f}",
+            f"{r['images_per_second']:.1f}",
+            f"{r['mb']:.0f}",
+            f"{r['start_mb']:.0f}",
+        )
+        mark = "← the better eager format" if r["best_eager"] else ""
+        what = f"{r['workload']}, batch {r['batch']}"
+        lines.append((what, TITLES[r["measure"]], PEERS[r["who"]], *figures, *ratios, mark))
+    table(head, lines, 3)
+
+
+# --- profile
+
+
+def print_profile(profiles: dict[str, Record]) -> None:
+    for name, p in profiles.items():
+        print(f"{name}, batch {p['batch']}, {p['threads']} threads: step {p['step_ms']:.1f} ms\n")
+        rows: list[tuple] = [(k["name"], k["calls"] or "", f"{k['ms']:.1f}", f"{k['share']:.1%}") for k in p["kernels"]]
+        table("kernel|calls|ms|share", rows, 1)
+        rows = [(r["name"], f"{r['forward_ms']:.1f}", f"{r['backward_ms']:.1f}") for r in p["layers"]]
+        table("layer|forward ms|backward ms", rows, 1)
+        print(
+            f"matrix products: {p['products_share']:.0%} of the step, {p['multiply_adds'] / 1e9:.2f} G multiply-adds "
+            f"(the definition, forward: {p['forward_multiply_adds'] / 1e9:.2f} G), {p['gflops']:.0f} GFLOP/s in the "
+            f"step, {p['gflops_alone']:.0f} alone: {p['products_alone_ms']:.0f} ms of {p['step_ms']:.0f}\n"
+        )
+        rows = [
+            (
+                r["function"], f"{r['count']}×" if r["count"] > 1 else "", f"({r['m']}, {r['k']})·({r['k']}, {r['n']})",
+                f"{r['calls']:.0f}", f"{r['ms']:.1f}", f"{r['gflops']:.0f}", f"{r['gflops_alone']:.0f}",
+            )
+            for r in p["products"][:12]
+        ]  # fmt: skip
+        table("product|count|sizes|calls|ms of one thread|GFLOP/s of one thread|alone", rows, 3)
+
+
+# --- growth
+
+
+def growth(whos: list[str], args: argparse.Namespace) -> list[Record]:
+    """Seconds of a training step for each point of GROWTH, with one thread and with all of them."""
+    rows = []
+    for name, (model, classes, points, few) in GROWTH.items():
+        works = [Workload(model, size, classes, batch) for size, batch in (points[:few] if args.quick else points)]
+        counts = sorted({1, args.threads})
+        for who in [who for who in whos if who in ("ours", "torch_channels_last")]:
+            found = start(Job(who, works, counts, ["step"], 1 if args.quick else 2, not args.default_malloc))
+            rows += [{"series": name, **record} for record in found]
+    return rows
+
+
+def print_growth(rows: list[Record]) -> None:
+    for name in dict.fromkeys(r["series"] for r in rows):
+        series = [r for r in rows if r["series"] == name]
+        threads = sorted({r["threads"] for r in series})
+        whos = list(dict.fromkeys(r["who"] for r in series))
+        lines = []
+        for size, batch in dict.fromkeys((r["size"], r["batch"]) for r in series):
+            line: list = [f"{size}×{size}", batch]
+            for who in whos:
+                at = {r["threads"]: r for r in series if (r["size"], r["batch"], r["who"]) == (size, batch, who)}
+                line += [f"{at[n]['seconds'] / batch * 1e3:.2f}" for n in threads]
+                line += [f"{at[1]['seconds'] / at[threads[-1]]['seconds']:.2f}", f"{at[threads[-1]]['mb']:.0f}"]
+            lines.append(tuple(line))
+        print(f"{name}: milliseconds per picture of a training step")
+        heads = ["|".join([*(f"{PEERS[who]}, {n} thr." for n in threads), "gain", "peak MB"]) for who in whos]
+        table("|".join(["size", "batch", *heads]), lines, 1)
+
+
+# --- memory
+
+
+def memory(works: dict[str, Workload], whos: list[str]) -> list[Record]:
+    """Bytes kept between forward and backward: by `summary`, by what NumPy has allocated, and by PyTorch's hooks."""
+    rows = []
+    for name, work in works.items():
+        model = create_model(work.model, num_classes=work.classes, aux_logits=work.heads)
+        set_num_threads(1)
+        counted = summary(model, (3, work.size, work.size)).saved_bytes * work.batch
+        kept = {who: start(Job(who, [work], [1], ["kept"], 1))[0]["bytes"] for who in whos if who != "torch_compile"}
+        rows.append({"workload": name, "batch": work.batch, "summary": counted, "kept": kept})
+    return rows
+
+
+def print_memory(rows: list[Record]) -> None:
+    print("kept for backward, without the parameters")
+    lines = []
+    for r in rows:
+        peers = [f"{PEERS[who]} {n / 2**20:.0f} MB" for who, n in r["kept"].items() if who != "ours"]
+        ours, counted = r["kept"]["ours"], r["summary"]
+        cells = (f"{counted / 2**20:.1f} MB", f"{ours / 2**20:.1f} MB", f"{counted / ours:.3f}", ", ".join(peers))
+        lines.append((f"{r['workload']}, batch {r['batch']}", *cells))
+    table("workload|summary says|measured|summary ÷ measured|peers", lines, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Time and memory, each network in a process of its own: `python -m benchmarks.measure JOB` is that process.
+
+Only the network that is measured is imported there: PyTorch brings threads and some hundred megabytes of libraries, and
+importing minigrad makes glibc keep freed memory. The peers get the same setting through KEEP_MEMORY: it makes PyTorch
+faster too, so without it a ratio would tell of allocators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+PEERS = {
+    "ours": "minigrad",
+    "torch": "PyTorch, NCHW",
+    "torch_channels_last": "PyTorch, channels_last",
+    "torch_compile": "PyTorch, compiled",
+}
+MEASURES = ("evaluate", "forward", "step")  # in the order in which they need more memory
+HEAD_WEIGHT = 0.3
+KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
+Record = dict[str, Any]
+
+
+class Workload(NamedTuple):
+    """A network on a batch of pictures of size×size."""
+
+    model: str
+    size: int
+    classes: int
+    batch: int
+    heads: bool = False
+
+
+WORKLOADS = {
+    "small": Workload("googlenet_small", 32, 10, 128),
+    "googlenet": Workload("googlenet", 224, 1000, 16),
+    "googlenet_heads": Workload("googlenet", 224, 1000, 8, heads=True),
+}
+
+
+class Network:
+    """What there is to measure. `loss` builds the graph, `update` is SGD with momentum and forgets the gradients."""
+
+    set_threads: Callable[[int], None]
+    loss: Callable[[], Any]
+    update: Callable[[], None]
+    forward: Callable[[], Any]  # in training mode, nothing recorded
+    evaluate: Callable[[], Any]  # in evaluation mode, nothing recorded
+    kept_bytes: Callable[[], int]  # what is held between forward and backward, without the parameters
+
+    def step(self) -> None:
+        self.loss().backward()
+        self.update()
+
+
+class Job(NamedTuple):
+    """What one process measures: for every workload in turn every measure, for every number of threads in turn."""
+
+    who: str
+    works: list[Workload]
+    threads: list[int]
+    measures: list[str]
+    repeats: int
+    keep_memory: bool = True  # False: a peer with the C library's own setting
+
+    def run(self) -> list[Record]:
+        """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call."""
+        records: list[Record] = []
+        build = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build
+        for work in self.works:
+            if self.measures == ["profile"]:
+                profile = importlib.import_module("benchmarks.profiling").profile
+                records += [profile(work, n, self.repeats) for n in self.threads]
+                continue
+            network = build(self.who, work)
+            start_mb, what = peak_mb(), {"who": self.who, **work._asdict()}
+            for measure in self.measures:
+                if measure == "kept":
+                    records.append(what | {"measure": measure, "bytes": network.kept_bytes()})
+                    continue
+                for n in self.threads:
+                    network.set_threads(n)
+                    seconds = median_time(getattr(network, measure), self.repeats)
+                    records.append(what | {"measure": measure, "threads": n, "seconds": seconds})
+                    records[-1] |= {"mb": peak_mb(), "start_mb": start_mb}
+        return records
+
+
+def median_time(call: Callable[[], Any], repeats: int) -> float:
+    """Of so many calls, or of as many as fit into a third of a second; up to two before them are not counted."""
+    times: list[float] = []
+    for _ in range(min(repeats, 2)):
+        call()
+    while len(times) < repeats or (sum(times) < 0.3 and len(times) < 50):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had resident, in MiB."""
+    with contextlib.suppress(OSError):  # Linux's ru_maxrss begins at what the parent had
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+class Failed(Exception):
+    """A process ended badly; the text is the last line it said."""
+
+
+def start(job: Job) -> list[Record]:
+    """Run a job in a fresh process; raises Failed."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(job)]
+    environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if job.who != "ours" and job.keep_memory else {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise Failed(f"{PEERS[job.who]}, {job.works[0].model}: {said[-1]}")
+    records: list[Record] = json.loads(done.stdout.splitlines()[-1])
+    return records
+
+
+def installed() -> list[str]:
+    """Ours, and the peers that are there."""
+    return list(PEERS) if importlib.util.find_spec("torch") else ["ours"]
+
+
+def machine() -> Record:
+    """When, on what, with what."""
+    versions = {"python": platform.python_version()}
+    for package in ("numpy", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    blas = [f"{b['internal_api']} {b['version']} ({b.get('architecture')})" for b in threadpool_info()]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": cpu,
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "blas": ", ".join(blas) or np.__config__.show(mode="dicts")["Build Dependencies"]["blas"]["name"],
+        "versions": versions,
+    }
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    who, works, *rest = json.loads(sys.argv[1])
+    print(json.dumps(Job(who, [Workload(*work) for work in works], *rest).run()))

@@ -1,0 +1,70 @@
+"""Our networks, as they are measured."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+import numpy as np
+
+import minigrad
+from benchmarks.measure import HEAD_WEIGHT, Network, Workload
+from inception.models import create_model
+from minigrad import Tensor, layout, no_grad, ops, optim
+from minigrad.random import Key, integers, normal
+from minigrad.threads import blas_on_one_thread
+
+
+def build(who: str, work: Workload) -> Network:
+    return Ours(work)
+
+
+class Ours(Network):
+    def __init__(self, work: Workload):
+        n, size = work.batch, work.size
+        self.model = create_model(work.model, num_classes=work.classes, aux_logits=work.heads)
+        pixels = normal(Key(0), (n * size * size, 3)).astype(np.float32)
+        self.x, self.labels = Tensor(layout.images(pixels, n, size, size)), integers(Key(1), work.classes, n)
+        self.optimizer = optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
+        self.set_threads = minigrad.set_num_threads
+
+    def loss(self) -> Tensor:
+        outputs = self.model.train()(self.x)
+        *heads, main = (outputs,) if isinstance(outputs, Tensor) else outputs
+        loss = ops.cross_entropy(main, self.labels)
+        for logits in heads:
+            loss = loss + ops.cross_entropy(logits, self.labels) * HEAD_WEIGHT
+        return loss
+
+    def step(self) -> None:
+        with blas_on_one_thread():
+            super().step()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def forward(self) -> None:
+        with no_grad():
+            self.model.train()(self.x)
+
+    def evaluate(self) -> None:
+        with no_grad():
+            self.model.eval()(self.x)
+
+    def kept_bytes(self) -> int:
+        """As NumPy reports its memory to tracemalloc: the input too, which the first convolution keeps."""
+        self.set_threads(1)  # one thread's working memory, which has grown before
+        self.step()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            self.x = Tensor(self.x.data.copy("K"))
+            loss = self.loss()
+            gc.collect()
+            arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+            snapshot = tracemalloc.take_snapshot().filter_traces([arrays])
+            del loss
+            return sum(trace.size for trace in snapshot.traces)
+        finally:
+            tracemalloc.stop()

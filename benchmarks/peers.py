@@ -1,0 +1,151 @@
+"""The networks typed again for PyTorch. No minigrad here: see `measure`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.measure import HEAD_WEIGHT, Network, Workload
+
+# Output channels of 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, projection after the pool; None is a pool between.
+Row = tuple[int, int, int, int, int, int]
+TABLE: list[Row | None] = [
+    (64, 96, 128, 16, 32, 32),
+    (128, 128, 192, 32, 96, 64),
+    None,
+    (192, 96, 208, 16, 48, 64),  # 4a, a head after it
+    (160, 112, 224, 24, 64, 64),
+    (128, 128, 256, 24, 64, 64),
+    (112, 144, 288, 32, 64, 64),  # 4d, a head after it
+    (256, 160, 320, 32, 128, 128),
+    None,
+    (256, 160, 320, 32, 128, 128),
+    (384, 192, 384, 48, 128, 128),
+]
+SMALL_TABLE: list[Row | None] = [
+    (16, 32, 32, 16, 8, 8),
+    (24, 32, 48, 16, 12, 12),
+    None,
+    (24, 32, 48, 16, 12, 12),
+    (16, 32, 48, 16, 16, 16),
+    (16, 32, 48, 16, 16, 16),
+    (32, 32, 48, 16, 24, 24),
+    None,
+    (32, 48, 64, 16, 16, 16),
+    (32, 48, 64, 16, 16, 16),
+]
+
+
+def build(who: str, work: Workload) -> Network:
+    """The same network in PyTorch. `who` is the memory format, or channels_last compiled."""
+    article, small = work.model == "googlenet", work.model == "googlenet_small"
+    norm_first = article or small  # biases in front of batch norm, padded pools
+
+    class Unit(nn.Sequential):
+        def __init__(self, i: int, o: int, k: int, **options: int):
+            conv = nn.Conv2d(i, o, k, bias=norm_first, **options)
+            super().__init__(conv, nn.BatchNorm2d(o, eps=1e-5 if norm_first else 1e-3), nn.ReLU())
+
+    class Module(nn.Module):
+        def __init__(self, i: int, row: Row):
+            super().__init__()
+            c1, r3, c3, r5, c5, project = row
+            self.branches = nn.ModuleList(
+                [
+                    Unit(i, c1, 1),
+                    nn.Sequential(Unit(i, r3, 1), Unit(r3, c3, 3, padding=1)),
+                    nn.Sequential(Unit(i, r5, 1), Unit(r5, c5, 5, padding=2)),
+                    nn.Sequential(nn.MaxPool2d(3, 1, 1), Unit(i, project, 1)),
+                ]
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([branch(x) for branch in self.branches], 1)
+
+    class Head(nn.Sequential):
+        def __init__(self, i: int):
+            fc = [nn.Flatten(), nn.Linear(2048, 1024), nn.ReLU(), nn.Dropout(0.7), nn.Linear(1024, work.classes)]
+            super().__init__(nn.AvgPool2d(5, 3), Unit(i, 128, 1), *fc)
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, 1) if norm_first else nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    class GoogLeNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            if small:
+                layers, channels = [Unit(3, 64, 3, padding=1)], 64
+            else:
+                between = [] if article else [Unit(64, 64, 1)]
+                first, last = Unit(3, 64, 7, stride=2, padding=3), Unit(64, 192, 3, padding=1)
+                layers, channels = [first, pool(), *between, last, pool()], 192
+            heads = {}
+            for i, row in enumerate(SMALL_TABLE if small else TABLE):
+                if row is None:
+                    layers.append(pool())
+                    continue
+                layers.append(Module(channels, row))
+                channels = row[0] + row[2] + row[4] + row[5]
+                if work.heads and i in (3, 6):
+                    heads[str(len(layers) - 1)] = Head(channels)
+            dropout = nn.Dropout(0.0 if small else 0.4)
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout, nn.Linear(channels, work.classes)]
+            self.layers, self.heads = nn.ModuleList(layers), nn.ModuleDict(heads)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            outputs = []
+            for i, layer in enumerate(self.layers):
+                x = layer(x)
+                if self.training and str(i) in self.heads:
+                    outputs.append(self.heads[str(i)](x))
+            return [*outputs, x]
+
+    memory = torch.contiguous_format if who == "torch" else torch.channels_last
+    model = GoogLeNet().to(memory_format=memory)
+    x = torch.randn(work.batch, 3, work.size, work.size).to(memory_format=memory)
+    labels = torch.randint(0, work.classes, (work.batch,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    compiled = torch.compile(model) if who == "torch_compile" else model
+
+    class Torch(Network):
+        def __init__(self) -> None:
+            self.model, self.set_threads = model, torch.set_num_threads
+
+        def loss(self) -> torch.Tensor:
+            model.train()
+            *heads, main = compiled(x)
+            loss = nn.functional.cross_entropy(main, labels)
+            for logits in heads:
+                loss = loss + nn.functional.cross_entropy(logits, labels) * HEAD_WEIGHT
+            return loss
+
+        def update(self) -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def forward(self) -> None:
+            model.train()
+            with torch.no_grad():
+                compiled(x)
+
+        def evaluate(self) -> None:
+            model.eval()
+            with torch.no_grad():
+                compiled(x)
+
+        def kept_bytes(self) -> int:
+            kept: dict[int, int] = {}  # the graph holds them: no address is used twice
+
+            def pack(tensor: torch.Tensor) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = self.loss()
+            for parameter in model.parameters():
+                kept.pop(parameter.untyped_storage().data_ptr(), None)
+            del loss
+            return sum(kept.values())
+
+    return Torch()

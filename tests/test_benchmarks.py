@@ -1,0 +1,225 @@
+"""The benchmarks run, and what they say has the right form; how long anything takes is no test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks.__main__ as command
+from benchmarks import measure, plots, profiling
+from benchmarks.measure import MEASURES, PEERS, WORKLOADS, Job, Workload
+from benchmarks.ours import Ours
+from inception.models import create_model
+from minigrad import num_threads, set_num_threads
+from minigrad.kernels import numpy_, reference
+
+TINY = Workload("googlenet_small", 8, 10, 2)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command, with tiny workloads, and without peers: PyTorch takes seconds to import."""
+    monkeypatch.setattr(command, "WORKLOADS", {"small": TINY, "googlenet": TINY})
+    growth = {
+        name: ("googlenet_small", 10, [(8, 1), (8, 2)] if name.endswith("batch") else [(8, 2), (12, 2)], 2)
+        for name in command.GROWTH
+    }
+    monkeypatch.setattr(command, "GROWTH", growth)
+    monkeypatch.setattr(command, "installed", lambda: ["ours"])
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+        try:
+            code = command.main()
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def network() -> Iterator[Ours]:
+    before = num_threads()
+    tiny = Ours(TINY)
+    tiny.set_threads(1)
+    yield tiny
+    set_num_threads(before)
+
+
+def test_compare_prints_every_measure(run: Run) -> None:
+    code, out, _ = run("--quick", "--workload", "small", "--threads", 1)
+    assert code == 0
+    assert "nothing to compare with" in out
+    rows = [line for line in out.splitlines() if line.startswith("small, batch 2 ")]
+    titles = ("training step", "forward", "evaluation")
+    assert [title for title, row in zip(titles, rows, strict=True) if title in row] == [*titles]
+
+
+def test_report_writes_all_parts(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code, out, err = run("--quick", "--report", tmp_path / "new", "--workload", "small", "--threads", 2)
+    assert (code, err) == (0, "")
+    results = json.loads((tmp_path / "new/results.json").read_text())
+    assert {"machine", "quick", "threads", "default_malloc", "minutes", *command.PARTS} == set(results)
+    assert {row["measure"] for row in results["compare"]} == set(MEASURES)
+    assert {(r["size"], r["batch"], r["threads"]) for r in results["growth"]} == {
+        (size, batch, n) for size, batch in ((8, 1), (8, 2), (12, 2)) for n in (1, 2)
+    }
+    assert results["memory"][0]["kept"]["ours"] > 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["growth.png", "profile.png", "results.json"]
+    assert "kept for backward" in out
+
+
+def test_comparison_is_drawn_with_peers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"workload": "small", "measure": measure, "who": who, "ratio_seconds": 0.5, "ratio_mb": 1.5}
+        for measure in MEASURES
+        for who in PEERS
+    ]
+    written = plots.draw({"compare": rows, "machine": measure.machine(), "quick": True}, tmp_path)
+    assert [path.name for path in written] == ["compare.png"]
+    assert written[0].stat().st_size > 5000
+
+
+def arguments(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"threads": 1, "quick": False, "default_malloc": False} | given)
+
+
+def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"ours": [1.0, 20.0, 3.0], "torch": [2.0, 10.0, 3.0], "torch_channels_last": [4.0, 5.0, 1.5]}
+    seconds = {who: iter(values) for who, values in times.items()}
+
+    def start(job: Job) -> list[measure.Record]:
+        return [{"measure": "step", "who": job.who, "seconds": next(seconds[job.who]), "mb": 1.0, "start_mb": 0.5}]
+
+    monkeypatch.setattr(command, "start", start)
+    rows = command.compare({"small": TINY}, list(seconds), arguments(rounds=3))
+    assert [row["who"] for row in rows] == list(seconds)
+    assert [row["seconds"] for row in rows] == [3.0, 3.0, 4.0]
+    assert [row["ratio_seconds"] for row in rows] == [1.0, 1.0, 2.0]  # medians of (0.5, 2, 1) and (0.25, 4, 2)
+    assert [row["best_eager"] for row in rows] == [False, True, False]
+
+
+def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def start(job: Job) -> list[measure.Record]:
+        if job.who == "torch_compile":
+            raise measure.Failed("no C++ compiler")
+        return [{"measure": "step", "who": job.who, "seconds": 1.0, "mb": 1.0, "start_mb": 0.5}]
+
+    monkeypatch.setattr(command, "start", start)
+    rows = command.compare({"small": TINY}, ["ours", "torch_compile"], arguments(rounds=2))
+    assert [row["who"] for row in rows] == ["ours"]
+    assert capsys.readouterr().out == "torch.compile does not work here: no C++ compiler\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["speed"], "there is no part 'speed'; choose from compare, profile, growth, memory"),
+        (["--threads", "0"], "'0' is not a whole number of at least 1"),
+        (["--batch", "x"], "'x' is not a whole number of at least 1"),
+    ],
+)
+def test_mistakes_get_one_sentence(run: Run, arguments: list[str], sentence: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert sentence in err.splitlines()[-1]
+
+
+def test_report_without_matplotlib_fails_before_measuring(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    code, out, err = run("--report", tmp_path / "new")
+    assert (code, out) == (1, "")
+    assert "pip install 'inception-minigrad[plots]'" in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_process_that_fails_is_quoted() -> None:
+    with pytest.raises(measure.Failed, match="PyTorch"):
+        measure.start(Job("torch", [TINY._replace(classes=-1)], [1], ["step"], 1))
+
+
+def test_the_other_process_does_not_import_what_it_does_not_measure() -> None:
+    code = "import sys, benchmarks.measure; assert not {'minigrad', 'torch'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_kernels_are_counted_once(network: Ours) -> None:
+    rows = {row["name"]: row for row in profiling.kernel_times(network, 1)}
+    assert rows["concat"]["calls"] == 8
+    assert rows["max_pool_dx"]["calls"] == 10
+    assert {"update", "outside kernels"} <= set(rows)
+    assert set(rows) - {"update", "outside kernels"} <= set(vars(numpy_)) & set(vars(reference))
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert all(row["ms"] > 0 for row in rows.values())
+
+
+def test_layers_are_those_of_the_model(network: Ours) -> None:
+    rows = [row for row in profiling.layer_rows(network, 1) if row["name"] != "outside the model"]
+    names = [name for name, _ in create_model("googlenet_small").children()]
+    assert [row["name"] for row in rows] == [name for name in names if name != "dropout"]  # which does nothing here
+    assert all(row["forward_ms"] > 0 for row in rows)
+    assert all(row["backward_ms"] > 0 for row in rows if row["name"].startswith(("conv", "inception", "fc")))
+
+
+def test_products_are_all_of_a_step(network: Ours) -> None:
+    result = profiling.product_times(network, 1, 1, 1.0)
+    rows = result["products"]
+    assert result["multiply_adds"] == sum(row["calls"] * row["count"] * row["m"] * row["k"] * row["n"] for row in rows)
+    # The 1×1 units of every module's input, 16 + 32 + 16 filters in 3a: forward, dx and dw, at two images of 8×8.
+    assert {(128, 64, 64)} <= {(row["m"], row["k"], row["n"]) for row in rows}
+    assert all(row["gflops"] > 0 and row["gflops_alone"] > 0 for row in rows)
+
+
+def test_plain_functions_are_back_after_a_profile(network: Ours) -> None:
+    before = [getattr(place, name) for place, name in profiling.DOORS]
+    profiling.product_times(network, 1, 1, 1.0)
+    profiling.kernel_times(network, 1)
+    assert before == [getattr(place, name) for place, name in profiling.DOORS]
+    assert numpy_.concat.__name__ == "concat"
+    assert not hasattr(numpy_.concat, "__wrapped__")
+
+
+def test_sizes_of_products() -> None:
+    def form(*shapes: tuple[int, ...]) -> tuple[Any, ...]:
+        return tuple((shape, (0,) * len(shape), "<f4") for shape in shapes)
+
+    assert profiling.Product("product", form((6, 4), (4, 3), (6, 3))).sizes == (1, 6, 4, 3)
+    assert profiling.Product("product_of_transposed", form((6, 4), (6, 3))).sizes == (1, 4, 6, 3)
+    assert profiling.Product("matmul", form((1, 5), (7, 5, 2))).sizes == (7, 1, 5, 2)
+
+
+def test_replayed_operands_have_the_recorded_form() -> None:
+    array = np.zeros((6, 8), np.float32)[:, 2:5]
+    other = profiling.like(array.shape, array.strides, array.dtype.str)
+    assert (other.shape, other.strides, other.dtype) == (array.shape, array.strides, array.dtype)
+    np.testing.assert_array_equal(other, 1)
+
+
+def test_kept_bytes_are_those_of_the_activations(network: Ours) -> None:
+    one = network.kept_bytes()
+    larger = Ours(TINY._replace(batch=6))
+    assert 2 < larger.kept_bytes() / one < 3.5  # three times the pictures, the same filters
+
+
+@pytest.mark.parametrize("work", [*WORKLOADS.values(), Workload("googlenet_bn", 64, 1000, 2)])
+def test_peers_have_the_same_parameters(work: Workload) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.peers import build
+
+    model = create_model(work.model, num_classes=work.classes, aux_logits=work.heads)
+    theirs = build("torch", work._replace(batch=1)).model  # type: ignore[attr-defined]
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.size for p in model.parameters())
