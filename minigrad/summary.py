@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from minigrad import backend
 from minigrad.errors import ShapeError
-from minigrad.layout import Array, empty_images
+from minigrad.layout import LINE, Array, empty_images
 from minigrad.nn.module import Module
 from minigrad.tensor import Backward, Tensor
 from minigrad.watch import Event, columns, each_op, untouched
@@ -109,7 +109,8 @@ class _Counter:
             if id(owner) not in self.seen:
                 self.seen.add(id(owner))
                 self.held.append(owner)
-                total += math.prod(owner.shape) * owner.dtype.itemsize
+                aligned = owner.dtype != array.dtype  # by `layout.empty`, in somewhat more bytes
+                total += math.prod(owner.shape) * owner.dtype.itemsize - (LINE if aligned else 0)
         return total
 
 
@@ -131,7 +132,7 @@ def _arrays_in(value: Any, visited: set[int]) -> Iterator[Array]:
 
 
 def _owner(array: Array) -> Array:
-    """The array whose memory a view shares (not the bytes that layout.empty aligns it in)."""
-    while hasattr(array.base, "dtype") and array.base.dtype == array.dtype:
+    """The array whose memory a view shares: what is held, even if the view is of a part of it."""
+    while hasattr(array.base, "dtype"):
         array = array.base
     return array
