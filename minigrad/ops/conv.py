@@ -118,7 +118,8 @@ def conv_bn_relu(
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):
         raise GraphError("conv_bn_relu in evaluation has no gradient: use batch_norm(conv2d(x)), or no_grad()")
     k, xp, window = kernels(x.data), array_module(x.data), windows[0]
-    images_in, filters = x.data, joined_filters([unit.weight.data for unit in units])
+    images_in, weights = x.data, [unit.weight.data for unit in units]
+    filters = joined_filters(weights)
     gamma, beta = (xp.concatenate([p.data for p in ps]) for ps in ([u.gamma for u in units], [u.beta for u in units]))
     biases = [unit.bias.data for unit in units if unit.bias is not None]
     bias = xp.concatenate(biases) if biases else None
@@ -144,6 +145,7 @@ def conv_bn_relu(
 
     def backward(dzs: list[Array | None]) -> list[Array | None]:
         given = [xp.zeros(shape, y.dtype) if dz is None else dz for dz, shape in zip(dzs, shapes, strict=True)]
+        filters = joined_filters(weights)  # joined again rather than kept
         dx, dw, db, dgamma, dbeta = k.conv_bn_relu_backward(
             given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx, bias is not None
         )
