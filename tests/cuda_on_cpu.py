@@ -1,8 +1,8 @@
 """CUDA kernels on the CPU: their own source, compiled by a C++ compiler, run over NumPy's memory.
 
 `RawModule` stands in for CuPy's. Where CuPy would hand wrong bits to a kernel without a word (a Python integer as 64
-bits, a host array by value, a float64 array for `float*`), the call is refused here. What it cannot show: races
-between blocks, the GPU's rounding, speed.
+bits, a host array by value, a float64 array for `float*`, values that are no neighbours), the call is refused here.
+What it cannot show: races between blocks, the GPU's rounding, speed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def library(code: str) -> ctypes.CDLL:
     """The kernels of a CUDA source as functions; the test that asks is skipped where there is no compiler."""
     if compiler() is None:
         pytest.skip("no C++ compiler (c++, g++ or clang++), which runs CUDA kernels on the CPU")
-    kernels = re.findall(r"^KERNEL (\w+)\(", code, re.MULTILINE)
+    kernels = re.findall(r'^(?:KERNEL|extern "C" __global__ void) (\w+)\(', code, re.MULTILINE)
     exports = "".join(f"EXPORT({kernel})\n" for kernel in kernels)
     header = (HERE / "cuda_on_cpu.h").read_text()
     source = f"{header}\n{code}\n{exports}"
@@ -69,6 +69,8 @@ def run(code: str, kernel: str, grid: Sequence[int], block: Sequence[int], args:
         given = f"{arg.dtype} array" if is_array else "float64" if type(arg) is float else type(arg).__name__
         if given != name:
             raise TypeError(f"{kernel}: argument {number} is {name} in the source, got {given}")
+        if is_array and arg.shape[-1:] > (1,) and arg.strides[-1] != arg.itemsize:
+            raise ValueError(f"{kernel}: argument {number} has strides {arg.strides}, a kernel takes neighbours")
         values.append(ctypes.c_void_p(arg.ctypes.data) if is_array else SCALARS[name](arg))
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     shapes = [(ctypes.c_uint * 2)(*shape) for shape in (grid, block)]

@@ -423,6 +423,7 @@ def test_batch_norm_with_running_statistics(check: Check, dtype: str, relu: bool
     """In evaluation mean and var come in the dtype of x; the results do not care."""
     check(Case("batch_norm", options=(1e-3, relu)), mean_dtype=dtype)
     check(Case("batch_norm_dx", options=(1e-3, relu, False)), mean_dtype=dtype)
+    check(Case("batch_norm", options=(0, relu)), mean_dtype=dtype)  # an integer is a number, too
 
 
 @on_every_backend

@@ -114,6 +114,12 @@ def matrix(x: Array) -> tuple[Array, int]:
     return rows, rows.shape[1] if len(rows) == 1 else down // itemsize
 
 
+def empty_matrix(x: Array) -> Array:
+    """Room for a pixel matrix of the size of x."""
+    n, c, h, w = x.shape
+    return array_module(x).empty((n * h * w, c), x.dtype)
+
+
 def pack(*matrices: Array) -> int:
     """How many values a thread can move at once: 16 bytes if the rows of all these matrices start at such borders."""
     values = 16 // matrices[0].itemsize
@@ -158,8 +164,8 @@ def col2im(dpatches: Array, dx: Array, window: Window) -> None:
 def blocks(n: int, channels: int, window: Window, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """The batch in blocks whose patch matrix stays below PATCH_BYTES: (its images, its rows of output pixels)."""
     (oh, ow), (kh, kw) = window.output, window.kernel
-    step = n if window.is_pointwise else max(1, PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize))
-    for first in range(0, n, step):
+    step = n if window.is_pointwise else PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize)
+    for first in range(0, n, max(1, step)):
         last = min(n, first + step)
         yield slice(first, last), slice(first * oh * ow, last * oh * ow)
 
@@ -173,11 +179,16 @@ def correlate(x: Array, weight: Array, window: Window) -> Array:
     return y
 
 
+def add_bias(y: Array, bias: Array, relu: bool) -> None:
+    """y += bias, then max(0, y) if relu; y (N·OH·OW, O)."""
+    launch("matrix", "add_bias", y, *y.shape, y, array_module(bias).ascontiguousarray(bias), relu, *y.shape)
+
+
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
     """patches @ filtersᵀ + bias"""
     y = correlate(x, weight, window)
     if bias is not None:
-        launch("matrix", "add_bias", y, *y.shape, y, bias, False, *y.shape)
+        add_bias(y, bias, relu=False)
     return images(y, x.shape[0], *window.output)
 
 
@@ -185,7 +196,7 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> 
     """max(0, conv2d)"""
     y = correlate(x, weight, window)
     if bias is not None:
-        launch("matrix", "add_bias", y, *y.shape, y, bias, True, *y.shape)
+        add_bias(y, bias, relu=True)
     else:
         array_module(y).maximum(y, 0, out=y)
     return images(y, x.shape[0], *window.output)
@@ -208,10 +219,11 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     """dw = dyᵀ @ patches, db = column sums of dy"""
     xp, dy_rows = array_module(x), pixels(dy)
     (n, c, _, _), (kh, kw), o = x.shape, window.kernel, dy.shape[1]
-    dw = None
+    dw: Array = None
     for batch, rows in blocks(n, c, window, x.dtype.itemsize):
         part = xp.matmul(dy_rows[rows].T, im2col(x[batch], window))
         dw = part if dw is None else xp.add(dw, part, out=dw)
+    dw = xp.zeros((o, kh * kw * c), x.dtype) if dw is None else dw  # no images
     return images(dw, o, kh, kw), column_sums(dy) if with_bias else None
 
 
@@ -257,10 +269,10 @@ def statistics(x: Array) -> tuple[Array, Array]:
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
     """One pass."""
-    (rows, ld), y = matrix(x), empty_images(array_module(x), x.shape, x.dtype)
-    channel = (*in_float64(mean, var), gamma, beta, eps, relu)
-    launch("normalisation", "batch_norm", x, *rows.shape, rows, ld, *channel, y, *rows.shape)
-    return y
+    rows, ld, y = *matrix(x), empty_matrix(x)
+    channels = of_channels(mean, var, gamma, beta)
+    launch("normalisation", "batch_norm", x, *rows.shape, rows, ld, *channels, float(eps), relu, y, *rows.shape)
+    return images(y, x.shape[0], *x.shape[2:])
 
 
 def batch_norm_dx(
@@ -291,12 +303,11 @@ def batch_norm_dx_of_parts(
 ) -> tuple[Array, Array, Array]:
     """The same where dy comes as columns that lie apart: each part is read where it is."""
     xp, (n, channels, h, w), dtype = array_module(x), x.shape, x.dtype
-    m, (mean, var) = n * h * w, in_float64(mean, var)
+    m, numbers = n * h * w, of_channels(mean, var, gamma, beta)
     parts, sums = empty_parts(xp, m, 2, channels), xp.empty((2, channels), np.float64)
     dx, (dbeta, dgamma) = xp.empty((m, channels), dtype), xp.empty((2, channels), dtype)
     operands = [
-        (*matrix(dy), *matrix(x[:, own]), mean[own], var[own], gamma[own], beta[own], eps, relu)
-        for dy, own in side_by_side(dys)
+        (*matrix(dy), *matrix(x[:, own]), *(a[own] for a in numbers), float(eps), relu) for dy, own in side_by_side(dys)
     ]
     for (dy, own), given in zip(side_by_side(dys), operands, strict=True):
         size, into = (m, dy.shape[1]), (parts[:, :, own], channels)
@@ -309,9 +320,11 @@ def batch_norm_dx_of_parts(
     return images(dx, n, h, w), dgamma, dbeta
 
 
-def in_float64(*arrays: Array) -> tuple[Array, ...]:
-    """Means and variances are float64; in evaluation they come as they were stored."""
-    return tuple(a.astype(np.float64, copy=False) for a in arrays)
+def of_channels(mean: Array, var: Array, gamma: Array, beta: Array) -> list[Array]:
+    """(C,) each, their values side by side; means and variances in float64: in evaluation they come as stored."""
+    dtypes = (np.float64, np.float64, gamma.dtype, beta.dtype)
+    xp = array_module(mean)
+    return [xp.ascontiguousarray(a, dtype) for a, dtype in zip((mean, var, gamma, beta), dtypes, strict=True)]
 
 
 def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
@@ -390,18 +403,18 @@ def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     """One pass."""
-    (rows, ld), y = matrix(x), empty_images(array_module(x), x.shape, x.dtype)
+    rows, ld, y = *matrix(x), empty_matrix(x)
     constants = size, float(alpha), float(beta), float(k)
     launch("normalisation", "lrn", x, *rows.shape, rows, ld, *constants, y, *rows.shape)
-    return y
+    return images(y, x.shape[0], *x.shape[2:])
 
 
 def lrn_dx(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
     """One pass; every neighbour's base is worked out again, which costs less than to store it."""
-    (rows, ld), dx = matrix(x), empty_images(array_module(x), x.shape, x.dtype)
+    rows, ld, dx = *matrix(x), empty_matrix(x)
     constants = size, float(alpha), float(beta), float(k)
     launch("normalisation", "lrn_dx", x, *rows.shape, *matrix(dy), rows, ld, *constants, dx, *rows.shape)
-    return dx
+    return images(dx, x.shape[0], *x.shape[2:])
 
 
 # ---- The rest ----
