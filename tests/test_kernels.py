@@ -709,9 +709,9 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
     sources = sorted(path.stem for path in Path(cupy_.__file__).with_name("cuda").glob("*.cu"))
     assert len(sources) == 5
     for arch, choices in (
-        ("sm_80", ("float32", "int32", 4)),
-        ("sm_90", ("float32", "int32", 4)),
-        ("sm_90", ("float64", "int64", 2)),
+        ("sm_80", ("f", "i", 4)),
+        ("sm_90", ("f", "i", 4)),
+        ("sm_90", ("d", "q", 2)),
     ):
         source, cubin = tmp_path / "all.cu", tmp_path / "all.cubin"
         source.write_text(cupy_.cuda_source(*choices, *sources))

@@ -34,19 +34,14 @@ GRID_Y = 65535  # the most blocks side by side
 
 
 @functools.cache
-def compiled(xp: Any, source: str, kernel: str, dtype: str, index: str, values: int) -> Any:
-    """A kernel of cuda/`source`.cu for one dtype, one index type and one number of values in a Pack."""
-    return module(xp, source, dtype, index, values).get_function(kernel)
-
-
-@functools.cache
 def module(xp: Any, source: str, dtype: str, index: str, values: int) -> Any:
+    """The kernels of cuda/`source`.cu for one dtype, one index type and one number of values in a Pack."""
     return xp.RawModule(code=cuda_source(dtype, index, values, source), options=("--std=c++17",))
 
 
 def cuda_source(dtype: str, index: str, values: int, *sources: str) -> str:
-    """What is compiled: the choices that common.h names, common.h, and the sources."""
-    types = {"float32": "float", "float64": "double", "int32": "int", "int64": "long long"}
+    """What is compiled: the choices that common.h names, common.h, and the sources. Types are NumPy's characters."""
+    types = {"f": "float", "d": "double", "i": "int", "q": "long long"}
     choices = f"typedef {types[dtype]} T;\ntypedef {types[index]} Index;\n"
     choices += f"constexpr int V = {values}, THREADS = {THREADS};\n"
     parts = [choices]
@@ -62,6 +57,24 @@ def block_shape(columns: int) -> tuple[int, int]:
     else:
         across = min((32, 16, 8), key=lambda width: -(-columns // width) * width)
     return across, THREADS // across
+
+
+@functools.lru_cache(4096)
+def plan(
+    xp: Any, source: str, kernel: str, dtype: str, index: str, rows: int, columns: int, values: int, parts: int | None
+) -> tuple[Any, tuple[int, int], tuple[int, int]]:
+    """The kernel, the blocks down the rows and across the columns, and the threads of a block across and down."""
+    width = columns // values
+    across, down = block_shape(width if rows > 1 else min(4, width))  # a single row is a total of many parts
+    beside = -(-width // across)
+    if beside > GRID_Y:
+        raise ShapeError(
+            f"{kernel} got a matrix of {columns} columns, the GPU's grid ends at {GRID_Y * across * values}"
+        )
+    if parts is None:
+        parts = max(1, min(-(-rows // down), BLOCKS // beside))
+    function = module(xp, source, dtype, index, values).get_function(kernel)
+    return function, (parts, beside), (across, down)
 
 
 def launch(
@@ -82,23 +95,12 @@ def launch(
     Python's integers become the kernel's Index, its floats are double already; anything else would reach the kernel
     as wrong bits, without an error. Raises ShapeError if the matrix has too many columns.
     """
-    width = columns // values
-    across, down = block_shape(width if rows > 1 else min(4, width))  # a single row is a total of many parts
-    beside = -(-width // across)
-    if beside > GRID_Y:
-        raise ShapeError(
-            f"{kernel} got a matrix of {columns} columns, the GPU's grid ends at {GRID_Y * across * values}"
-        )
-    if parts is None:
-        parts = max(1, min(-(-rows // down), BLOCKS // beside))
-    index = np.int32 if max(extent(a) for a in args if hasattr(a, "strides")) < INT else np.int64
-    function = compiled(array_module(like), source, kernel, like.dtype.name, index.__name__, values)
-    function((parts, beside), (across, down), tuple(index(a) if isinstance(a, int) else a for a in args))
-
-
-def extent(array: Array) -> int:
-    """An upper bound for the index of a value, counted from the first."""
-    return max(array.size, *(abs(s) // array.itemsize * n for s, n in zip(array.strides, array.shape, strict=True)), 0)
+    longest = max(a.shape[0] * abs(a.strides[0]) // a.itemsize for a in args if not isinstance(a, (int, float)))
+    index, integer = ("i", np.int32) if longest < INT else ("q", np.int64)
+    function, grid, block = plan(
+        array_module(like), source, kernel, like.dtype.char, index, rows, columns, values, parts
+    )
+    function(grid, block, tuple([integer(a) if isinstance(a, int) else a for a in args]))
 
 
 def matrix(x: Array) -> tuple[Array, int]:
@@ -135,6 +137,7 @@ def side_by_side(xs: list[Array]) -> list[tuple[Array, slice]]:
     return [(x, slice(end - x.shape[1], end)) for x, end in zip(xs, ends, strict=True)]
 
 
+@functools.lru_cache(4096)
 def fields(window: Window) -> tuple[int, ...]:
     """A window as the kernels take it."""
     return tuple(itertools.chain.from_iterable(window))
