@@ -622,12 +622,13 @@ on_cupy = pytest.mark.parametrize(("xp", "k"), [p for p in BACKENDS if p.values[
 @on_cupy
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_cupy_in_several_blocks(monkeypatch: pytest.MonkeyPatch, k: Any, xp: Any, name: str) -> None:
-    """On a GPU only a batch whose patches pass 256 MiB is cut; here every image is a block of its own."""
-    monkeypatch.setattr(cupy_, "PATCH_BYTES", 5000)
+    """On a GPU only a batch whose patches pass 256 MiB is cut: here into images or pairs of them."""
     case = Case(name, (5, 3, 7, 9), padding=1, stride=2)
-    results = call(k, name, bring_all(xp, name, arguments(case), "float64"), "float64")
-    for actual, wanted in zip(results, expected(case), strict=True):
-        assert_close(actual, wanted, 1e-12)
+    for size in (1, 9000):
+        monkeypatch.setattr(cupy_, "PATCH_BYTES", size)
+        results = call(k, name, bring_all(xp, name, arguments(case), "float64"), "float64")
+        for actual, wanted in zip(results, expected(case), strict=True):
+            assert_close(actual, wanted, 1e-12)
 
 
 @on_cupy

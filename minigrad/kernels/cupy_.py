@@ -167,8 +167,8 @@ def col2im(dpatches: Array, dx: Array, window: Window) -> None:
 def blocks(n: int, channels: int, window: Window, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """The batch in blocks whose patch matrix stays below PATCH_BYTES: (its images, its rows of output pixels)."""
     (oh, ow), (kh, kw) = window.output, window.kernel
-    step = n if window.is_pointwise else PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize)
-    for first in range(0, n, max(1, step)):
+    step = max(1, n if window.is_pointwise else PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize))
+    for first in range(0, n, step):
         last = min(n, first + step)
         yield slice(first, last), slice(first * oh * ow, last * oh * ow)
 
