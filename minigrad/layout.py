@@ -69,12 +69,16 @@ def channels_last(xp: Any, x: Array) -> Array:
 def elementwise(function: Any, *arrays: Array) -> Array:
     """function(*arrays) with broadcasting, the result channels-last where it is a batch of images.
 
-    NumPy's ufuncs keep the strides of their operands, CuPy's always allocate in C order; this is where they agree.
+    NumPy's ufuncs keep the strides of their operands and walk in the order of memory, CuPy's always allocate in C
+    order and walk in the order of the axes; this is where they agree.
     """
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     if len(shape) != 4:
         return function(*arrays)
-    return function(*arrays, out=empty_images(array_module(arrays[0]), shape, arrays[0].dtype))
+    result = empty_images(array_module(arrays[0]), shape, arrays[0].dtype)
+    by_pixel = (a.reshape((1,) * (4 - a.ndim) + a.shape).transpose(0, 2, 3, 1) for a in arrays)
+    function(*by_pixel, out=result.transpose(0, 2, 3, 1))
+    return result
 
 
 def sum_to(dy: Array, shape: tuple[int, ...]) -> Array:

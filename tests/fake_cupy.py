@@ -11,8 +11,10 @@ Beyond CuPy, `empty` is filled with NaN, so that reading what was never written 
 because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
 it: `np.asarray` and C code would take a subclass for the host array that it is not.
 
+CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py.
+
 What it cannot show: asynchrony, other rounding on the device, the undefined result of writing through duplicate
-indices, and raw kernels. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
+indices. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cuda_on_cpu import RawModule as RawModule
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
@@ -224,6 +227,10 @@ class ndarray:
         if callable(method):
             return lambda *args, **kwargs: _call(name, method, (self, *args), kwargs)
         return _on_device(getattr(self._memory, name), [self])
+
+    @property
+    def data(self) -> Any:
+        return types.SimpleNamespace(ptr=self._memory.ctypes.data)
 
     @property
     def shape(self) -> tuple[int, ...]:

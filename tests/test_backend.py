@@ -257,7 +257,36 @@ def host(*shape: int) -> np.ndarray:
     return np.ones(shape, "float32")
 
 
+KERNELS = """
+extern "C" __global__ void scale(float* x, int n, double factor) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) x[i] *= factor;
+}
+extern "C" __global__ void diverge(float* x) {
+  if (threadIdx.x > 0) __syncthreads();
+}
+"""
+
+
+def launched(*args: Any, kernel: str = "scale", grid: tuple[int, ...] = (2, 1), block: tuple[int, ...] = (4, 1)) -> Any:
+    fake_cupy.RawModule(code=KERNELS).get_function(kernel)(grid, block, args)
+    return args[0]
+
+
 MISTAKES: dict[str, Callable[[], Any]] = {
+    "a kernel's int as a Python integer, 64 bits": lambda: launched(device(5), 5, 2.0),
+    "a kernel's int as int64": lambda: launched(device(5), np.int64(5), 2.0),
+    "a kernel's double as float32": lambda: launched(device(5), np.int32(5), np.float32(2)),
+    "a kernel's double as an integer": lambda: launched(device(5), np.int32(5), 2),
+    "a kernel's pointer as a host array": lambda: launched(host(5), np.int32(5), 2.0),
+    "a kernel's int as a host array": lambda: launched(device(5), np.array(5, np.int32), 2.0),
+    "a kernel's float* as a float64 array": lambda: launched(device(5).astype("float64"), np.int32(5), 2.0),
+    "a kernel's float* as a strided array": lambda: launched(device(9)[::2], np.int32(5), 2.0),
+    "a kernel with an argument too few": lambda: launched(device(5), np.int32(5)),
+    "a grid that is too high": lambda: launched(device(5), np.int32(5), 2.0, grid=(1, 2**16)),
+    "a block of too many threads": lambda: launched(device(5), np.int32(5), 2.0, block=(64, 32)),
+    "an empty grid": lambda: launched(device(5), np.int32(5), 2.0, grid=(0, 1)),
+    "__syncthreads in a branch": lambda: launched(device(5), kernel="diverge"),
     "device + host": lambda: device(3) + host(3),
     "host + device": lambda: host(3) + device(3),
     "device * 0-d host array": lambda: device(3) * np.array(2.0),
@@ -296,8 +325,16 @@ MISTAKES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_stand_in_refuses(mistake: str) -> None:
-    with pytest.raises((TypeError, AttributeError, ValueError)):
+    with pytest.raises((TypeError, AttributeError, ValueError, RuntimeError)):
         MISTAKES[mistake]()
+
+
+def test_stand_in_runs_kernels() -> None:
+    fake_cupy.SYNCS.clear()
+    x = fake_cupy.ones(9, "float32")
+    launched(x[1:], np.int32(7), 2.0)
+    assert not fake_cupy.SYNCS
+    np.testing.assert_array_equal(x.get(), [1, *[2] * 7, 1])
 
 
 def test_stand_in_accepts_legal_uses_without_waiting() -> None:

@@ -1,74 +1,146 @@
-"""The kernel table for CuPy arrays, in array code that NumPy understands as well.
+"""The kernel table for CuPy arrays: products by cuBLAS, the rest by the CUDA kernels in `cuda/*.cu`.
 
-Everything below computes on one of two C-ordered forms, because CuPy allocates every result in C order:
-
-    matrix  (N·H·W, C)      `pixels(x)`, for products and column statistics
-    grid    (N, H, W, C)    the same memory with its image rows and columns, for windows
-
-Both turn into channels-last images by `images`, without a copy. Nothing here waits for the device, and nothing
-scatters: windows that overlap are added tap by tap, in row-major order, so every run gives the same bits.
+A kernel's source is read and compiled when it is first called, for the dtype at hand; CuPy keeps the result on disk.
+Every kernel computes a matrix: here are its sizes, its arguments and its launch, there is the formula. Operands are
+pixel matrices whose rows may be further apart than they are long, so that a part of a concatenation, some columns
+of a wider matrix, is read where it lies. Nothing here waits for the device, nothing is added up by atomics, and no
+number of blocks depends on the GPU: the same bits in every run.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minigrad.backend import array_module
+from minigrad.errors import ShapeError
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
 
 PATCH_BYTES = 256 * 2**20  # a k×k patch matrix is k² times its input: blocks of images keep it below this
+THREADS = 256  # of a block
+BLOCKS = 4096  # about as many blocks share the rows of a matrix: a few times what a GPU holds at once
+PARTS = 1024  # the same where every block leaves a part of a sum for a second kernel to add,
+ROWS_EACH = 8  # but no thread adds fewer rows than this
+INT = 2**30  # longer arrays are indexed by 64-bit integers, whose divisions are slow
+GRID_Y = 65535  # the most blocks side by side
 
 
-def grid(x: Array) -> Array:
-    """(N, C, H, W) as (N, H, W, C) in C order: a view when x is channels-last."""
-    n, c, h, w = x.shape
-    return pixels(x).reshape(n, h, w, c)
+# ---- Launching ----
 
 
-def ungrid(g: Array) -> Array:
-    """(N, H, W, C) as channels-last images (N, C, H, W)."""
-    return images(g, *g.shape[:3])
+@functools.cache
+def module(xp: Any, source: str, dtype: str, index: str, values: int) -> Any:
+    """The kernels of cuda/`source`.cu for one dtype, one index type and one number of values in a Pack."""
+    return xp.RawModule(code=cuda_source(dtype, index, values, source), options=("--std=c++17",))
 
 
-# ---- Windows ----
+def cuda_source(dtype: str, index: str, values: int, *sources: str) -> str:
+    """What is compiled: the choices that common.h names, common.h, and the sources. Types are NumPy's characters."""
+    types = {"f": "float", "d": "double", "i": "int", "q": "long long"}
+    choices = f"typedef {types[dtype]} T;\ntypedef {types[index]} Index;\n"
+    choices += f"constexpr int V = {values}, THREADS = {THREADS};\n"
+    parts = [choices]
+    for name in ("common.h", *(f"{source}.cu" for source in sources)):
+        parts.append(f'#line 1 "{name}"\n' + (Path(__file__).with_name("cuda") / name).read_text(encoding="utf-8"))
+    return "".join(parts)
 
 
-def padded(xp: Any, g: Array, window: Window, fill: float) -> Array:
-    """A copy of the grid with its padding around it, large enough for every window."""
-    n, h, w, c = g.shape
-    top, left = window.padding
-    result = xp.full((n, *padded_size(window), c), fill, g.dtype)
-    result[:, top : top + h, left : left + w] = g
-    return result
+def block_shape(columns: int) -> tuple[int, int]:
+    """A block's threads across the columns and down the rows: few idle ones, then many neighbours; powers of two."""
+    if columns < 8:
+        across = 1 << (columns - 1).bit_length()
+    else:
+        across = min((32, 16, 8), key=lambda width: -(-columns // width) * width)
+    return across, THREADS // across
 
 
-def padded_size(window: Window) -> tuple[int, int]:
-    """Rows and columns to hold the image and every window; in ceil mode the last ones reach beyond the padding."""
-    height, width = (
-        max(p + size, (out - 1) * s + k)
-        for size, k, s, p, out in zip(
-            window.input, window.kernel, window.stride, window.padding, window.output, strict=True
+@functools.lru_cache(4096)
+def plan(
+    xp: Any, source: str, kernel: str, dtype: str, index: str, rows: int, columns: int, values: int, parts: int | None
+) -> tuple[Any, tuple[int, int], tuple[int, int]]:
+    """The kernel, the blocks down the rows and across the columns, and the threads of a block across and down."""
+    width = columns // values
+    across, down = block_shape(width if rows > 1 else min(4, width))  # a single row is a total of many parts
+    beside = -(-width // across)
+    if beside > GRID_Y:
+        raise ShapeError(
+            f"{kernel} got a matrix of {columns} columns, the GPU's grid ends at {GRID_Y * across * values}"
         )
-    )
-    return height, width
+    if parts is None:
+        parts = max(1, min(-(-rows // down), BLOCKS // beside))
+    function = module(xp, source, dtype, index, values).get_function(kernel)
+    return function, (parts, beside), (across, down)
 
 
-def taps(window: Window) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """Each cell (u, v) of the kernel in row-major order, with the index of what it sees in a padded grid.
+def launch(
+    source: str,
+    kernel: str,
+    like: Array,
+    rows: int,
+    columns: int,
+    *args: Any,
+    values: int = 1,
+    parts: int | None = None,
+) -> None:
+    """Start a kernel on a matrix of this size, for the dtype of `like`.
 
-    That part, (N, OH, OW, C), holds the input under cell (u, v) for all stops of the window.
+    values   in a Pack: so many columns belong to one thread
+    parts    how many blocks share the rows; as many as keep the GPU busy unless given
+
+    Python's integers become the kernel's Index, its floats are double already; anything else would reach the kernel
+    as wrong bits, without an error. Raises ShapeError if the matrix has too many columns.
     """
-    (sh, sw), (oh, ow) = window.stride, window.output
-    for u in range(window.kernel[0]):
-        for v in range(window.kernel[1]):
-            yield u, v, (slice(None), slice(u, u + sh * (oh - 1) + 1, sh), slice(v, v + sw * (ow - 1) + 1, sw))
+    longest = max(a.shape[0] * abs(a.strides[0]) // a.itemsize for a in args if not isinstance(a, (int, float)))
+    index, integer = ("i", np.int32) if longest < INT else ("q", np.int64)
+    function, grid, block = plan(
+        array_module(like), source, kernel, like.dtype.char, index, rows, columns, values, parts
+    )
+    function(grid, block, tuple([integer(a) if isinstance(a, int) else a for a in args]))
 
 
-def cropped(g: Array, window: Window) -> Array:
-    """The padded grid without its padding."""
-    (h, w), (top, left) = window.input, window.padding
-    return g[:, top : top + h, left : left + w]
+def matrix(x: Array) -> tuple[Array, int]:
+    """The pixel matrix of images, and how many values lie between the starts of its rows.
+
+    A view where the channels of a pixel are neighbours, as in any columns of a pixel matrix.
+    """
+    rows = pixels(x)
+    (down, across), itemsize = rows.strides, rows.itemsize
+    if (across != itemsize and rows.shape[1] > 1) or down % itemsize:
+        rows = array_module(x).ascontiguousarray(rows)
+        down = rows.strides[0]
+    return rows, rows.shape[1] if len(rows) == 1 else down // itemsize
+
+
+def empty_matrix(x: Array) -> Array:
+    """Room for a pixel matrix of the size of x."""
+    n, c, h, w = x.shape
+    return array_module(x).empty((n * h * w, c), x.dtype)
+
+
+def pack(*matrices: Array) -> int:
+    """How many values a thread can move at once: 16 bytes if the rows of all these matrices start at such borders."""
+    values = 16 // matrices[0].itemsize
+    fits = all(
+        m.data.ptr % 16 == 0 and m.shape[1] % values == 0 and (len(m) == 1 or m.strides[0] % 16 == 0) for m in matrices
+    )
+    return values if fits else 1
+
+
+def side_by_side(xs: list[Array]) -> list[tuple[Array, slice]]:
+    """Images with the channels that are theirs in the concatenation of all."""
+    ends = itertools.accumulate(x.shape[1] for x in xs)
+    return [(x, slice(end - x.shape[1], end)) for x, end in zip(xs, ends, strict=True)]
+
+
+@functools.lru_cache(4096)
+def fields(window: Window) -> tuple[int, ...]:
+    """A window as the kernels take it."""
+    return tuple(itertools.chain.from_iterable(window))
 
 
 # ---- Convolution ----
@@ -78,64 +150,84 @@ def im2col(x: Array, window: Window) -> Array:
     """The patch matrix (N·OH·OW, KH·KW·C): in each row what one output pixel sees."""
     if window.is_pointwise:
         return pixels(x)
-    xp = array_module(x)
-    g = padded(xp, grid(x), window, 0)
-    (n, _, _, c), (sn, sh, sw, sc) = g.shape, g.strides
-    (oh, ow), (kh, kw), (down, across) = window.output, window.kernel, window.stride
-    patches = xp.lib.stride_tricks.as_strided(g, (n, oh, ow, kh, kw, c), (sn, sh * down, sw * across, sh, sw, sc))
-    return patches.reshape(n * oh * ow, kh * kw * c)
+    (n, c, _, _), (oh, ow), (kh, kw) = x.shape, window.output, window.kernel
+    rows, ld = matrix(x)
+    patches = array_module(x).empty((n * oh * ow, kh * kw * c), x.dtype)
+    sizes, values = patches.shape, pack(rows)
+    launch("convolution", "im2col", x, *sizes, rows, ld, patches, sizes[0], c, *fields(window), values=values)
+    return patches
+
+
+def col2im(dpatches: Array, dx: Array, window: Window) -> None:
+    """Its transpose: every input pixel gathers its cells from the patches that it is in. dx (N·H·W, C)."""
+    sizes, values = dx.shape, pack(dx)
+    launch("convolution", "col2im", dx, *sizes, dpatches, dx, *sizes, *fields(window), values=values)
 
 
 def blocks(n: int, channels: int, window: Window, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """The batch in blocks whose patch matrix stays below PATCH_BYTES: (its images, its rows of output pixels)."""
     (oh, ow), (kh, kw) = window.output, window.kernel
-    step = max(1, PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize))
-    for first in range(0, n, n if window.is_pointwise else step):
-        last = min(n, first + (n if window.is_pointwise else step))
+    step = max(1, n if window.is_pointwise else PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize))
+    for first in range(0, n, step):
+        last = min(n, first + step)
         yield slice(first, last), slice(first * oh * ow, last * oh * ow)
+
+
+def correlate(x: Array, weight: Array, window: Window) -> Array:
+    """patches @ filtersᵀ, (N·OH·OW, O)"""
+    xp, n, (oh, ow), filters = array_module(x), x.shape[0], window.output, filter_matrix(weight).T  # (KH·KW·C, O)
+    y = xp.empty((n * oh * ow, weight.shape[0]), x.dtype)
+    for batch, rows in blocks(n, x.shape[1], window, x.dtype.itemsize):
+        xp.matmul(im2col(x[batch], window), filters, out=y[rows])
+    return y
+
+
+def add_bias(y: Array, bias: Array, relu: bool) -> None:
+    """y += bias, then max(0, y) if relu; y (N·OH·OW, O)."""
+    launch("matrix", "add_bias", y, *y.shape, y, array_module(bias).ascontiguousarray(bias), relu, *y.shape)
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
     """patches @ filtersᵀ + bias"""
-    xp, n = array_module(x), x.shape[0]
-    (oh, ow), filters = window.output, filter_matrix(weight).T  # (KH·KW·C, O)
-    y = xp.empty((n * oh * ow, weight.shape[0]), x.dtype)
-    for batch, rows in blocks(n, x.shape[1], window, x.dtype.itemsize):
-        xp.matmul(im2col(x[batch], window), filters, out=y[rows])
+    y = correlate(x, weight, window)
     if bias is not None:
-        y += bias
-    return images(y, n, oh, ow)
+        add_bias(y, bias, relu=False)
+    return images(y, x.shape[0], *window.output)
+
+
+def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    """max(0, conv2d)"""
+    y = correlate(x, weight, window)
+    if bias is not None:
+        add_bias(y, bias, relu=True)
+    else:
+        array_module(y).maximum(y, 0, out=y)
+    return images(y, x.shape[0], *window.output)
 
 
 def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
-    """dy @ filters gives the gradient of every patch; each tap of the patches goes back to where it was read."""
+    """dy @ filters gives the gradient of every patch; every pixel gathers its part of them."""
     xp, dy_rows, filters = array_module(dy), pixels(dy), filter_matrix(weight)
     n, c, (h, w) = dy.shape[0], weight.shape[1], window.input
-    if window.is_pointwise:
-        return images(dy_rows @ filters, n, h, w)
-    dx = xp.empty((n, h, w, c), dy.dtype)
+    dx = xp.empty((n * h * w, c), dy.dtype)
     for batch, rows in blocks(n, c, window, dy.dtype.itemsize):
-        dpatches = (dy_rows[rows] @ filters).reshape(-1, *window.output, *window.kernel, c)
-        g = xp.zeros((dpatches.shape[0], *padded_size(window), c), dy.dtype)
-        for u, v, seen in taps(window):
-            part = g[seen]
-            part += dpatches[:, :, :, u, v]
-        dx[batch] = cropped(g, window)
-    return ungrid(dx)
+        if window.is_pointwise:
+            xp.matmul(dy_rows, filters, out=dx)
+        else:
+            col2im(xp.matmul(dy_rows[rows], filters), dx[batch.start * h * w : batch.stop * h * w], window)
+    return images(dx, n, h, w)
 
 
 def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
     """dw = dyᵀ @ patches, db = column sums of dy"""
     xp, dy_rows = array_module(x), pixels(dy)
-    n, c, o = x.shape[0], x.shape[1], dy.shape[1]
-    dw = xp.zeros((o, window.kernel[0] * window.kernel[1] * c), x.dtype)
+    (n, c, _, _), (kh, kw), o = x.shape, window.kernel, dy.shape[1]
+    dw: Array = None
     for batch, rows in blocks(n, c, window, x.dtype.itemsize):
-        dw += dy_rows[rows].T @ im2col(x[batch], window)
-    db = column_sums(dy_rows).astype(dy.dtype) if with_bias else None
-    return images(dw, o, *window.kernel), db
-
-
-# ---- Pooling ----
+        part = xp.matmul(dy_rows[rows].T, im2col(x[batch], window))
+        dw = part if dw is None else xp.add(dw, part, out=dw)
+    dw = xp.zeros((o, kh * kw * c), x.dtype) if dw is None else dw  # no images
+    return images(dw, o, kh, kw), column_sums(dy) if with_bias else None
 
 
 def conv2d_backward(
@@ -146,128 +238,44 @@ def conv2d_backward(
     return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
 
 
-def max_pool(x: Array, window: Window) -> Array:
-    """The maximum across the columns, then down the rows."""
-    return max_pool_winners(x, window)[0]
+# ---- Sums over the pixels, in two kernels: the parts of every block of rows, then their totals ----
 
 
-def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
-    """The same, and which cell had the maximum first."""
-    across, first_across = maximum_along(grid(x), window, 1)
-    y, first_down = maximum_along(across, window, 0)
-    return ungrid(y), [ungrid(first_across), ungrid(first_down)]
+def empty_parts(xp: Any, m: int, sums: int, channels: int) -> Array:
+    """Room for (blocks of rows, sums, channels) in float64; how many blocks follows from the shape alone."""
+    across, down = block_shape(channels)
+    count = max(1, min(m // (ROWS_EACH * down), PARTS // -(-channels // across)))
+    return xp.empty((count, sums, channels), np.float64)
 
 
-def maximum_along(g: Array, window: Window, axis: int) -> tuple[Array, Array]:
-    """The maximum of every window along one axis of a grid, and the number of the cell that has it first.
-
-    `maximum` lets NaN through.
-    """
-    xp, (size, _, s, p, out) = array_module(g), (pair[axis] for pair in window)
-    lead = (slice(None),) * (1 + axis)
-    room = [(0, 0)] * 4
-    room[1 + axis] = (p, max(0, (out - 1) * s + window.kernel[axis] - p - size))
-    g = xp.pad(g, room, constant_values=-float("inf"))
-    stops = [1, 1, 1, 1]
-    stops[1 + axis] = out
-    inside = xp.maximum(p - s * xp.arange(out), 0).astype("int8").reshape(stops)  # padding before it is no winner
-    best = g[(*lead, slice(0, (out - 1) * s + 1, s))].copy()
-    first = xp.zeros(best.shape, "int8") + inside
-    for v in range(1, window.kernel[axis]):
-        cell = g[(*lead, slice(v, v + (out - 1) * s + 1, s))]
-        first = xp.where(cell > best, xp.int8(v), first)
-        best = xp.maximum(best, cell)
-    return best, first
-
-
-def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
-    """dy goes to the winning row, then to the winning column in it."""
-    across, down = (grid(w) for w in winners)
-    return ungrid(hand_along(hand_along(grid(dy), down, window, 0), across, window, 1))
-
-
-def hand_along(dy: Array, first: Array, window: Window, axis: int) -> Array:
-    """The transpose of `maximum_along`."""
-    xp, (size, k, s, p, out) = array_module(dy), (pair[axis] for pair in window)
-    lead, shape = (slice(None),) * (1 + axis), list(dy.shape)
-    shape[1 + axis] = max(p + size, (out - 1) * s + k)
-    dx = xp.zeros(shape, dy.dtype)
-    for v in range(k):
-        cell = dx[(*lead, slice(v, v + (out - 1) * s + 1, s))]
-        cell += xp.where(first == v, dy, 0)  # not dy · mask: ∞ · 0 would be NaN
-    return xp.ascontiguousarray(dx[(*lead, slice(p, p + size))])
-
-
-def divisors(xp: Any, window: Window, count_padding: bool, dtype: Any) -> Array:
-    """(OH, OW, 1): the cells of each window inside the image, or inside the padded image."""
-    along = []
-    for size, k, s, p, out in zip(
-        window.input, window.kernel, window.stride, window.padding, window.output, strict=True
-    ):
-        low, high = (-p, size + p) if count_padding else (0, size)
-        starts = [i * s - p for i in range(out)]
-        along.append([min(start + k, high) - max(start, low) for start in starts])
-    rows, columns = (xp.asarray(counts, dtype=dtype) for counts in along)
-    return (rows[:, None] * columns[None, :])[:, :, None]
-
-
-def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
-    """The sum of the taps, padding being zero, over the divisors."""
-    xp = array_module(x)
-    g = padded(xp, grid(x), window, 0)
-    y = xp.zeros((x.shape[0], *window.output, x.shape[1]), x.dtype)
-    for _, _, seen in taps(window):
-        y += g[seen]
-    y /= divisors(xp, window, count_padding, x.dtype)
-    return ungrid(y)
-
-
-def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
-    """Every tap gets the same share of dy."""
-    xp, (n, c, _, _) = array_module(dy), dy.shape
-    share = grid(dy) / divisors(xp, window, count_padding, dy.dtype)
-    g = xp.zeros((n, *padded_size(window), c), dy.dtype)
-    for _, _, seen in taps(window):
-        part = g[seen]
-        part += share
-    return ungrid(xp.ascontiguousarray(cropped(g, window)))
-
-
-# ---- Batch norm: statistics and their arithmetic in float64, images in their own dtype ----
-
-
-def column_sums(matrix: Array) -> Array:
-    """(M, C) summed over its rows, in float64: float32 loses digits over many pixels."""
-    return matrix.sum(axis=0, dtype=array_module(matrix).float64)
+def column_sums(x: Array) -> Array:
+    """Σ over the pixels of every channel: added in float64, returned in the dtype of x."""
+    xp, (rows, ld), channels = array_module(x), matrix(x), x.shape[1]
+    parts, sums = empty_parts(xp, len(rows), 1, channels), xp.empty(channels, x.dtype)
+    launch("matrix", "column_sums_parts", x, *rows.shape, rows, ld, parts, *rows.shape, parts=len(parts))
+    launch("matrix", "column_sums", x, 1, channels, parts, len(parts), sums, channels, parts=1)
+    return sums
 
 
 def statistics(x: Array) -> tuple[Array, Array]:
-    """Two passes: the mean, then the mean square of what is left, less the square of its own small mean."""
-    matrix = pixels(x)
-    m = matrix.shape[0]
-    rounded_mean = (column_sums(matrix) / m).astype(x.dtype)
-    centred = matrix - rounded_mean
-    rest = column_sums(centred) / m
-    centred *= centred
-    return rounded_mean + rest, column_sums(centred) / m - rest * rest
+    """Sums of what is left of x, and of its square, after each channel's first value is taken off."""
+    xp, (rows, ld) = array_module(x), matrix(x)
+    m, channels = rows.shape
+    parts, (mean, var) = empty_parts(xp, m, 2, channels), xp.empty((2, channels), np.float64)
+    launch("normalisation", "statistics_parts", x, m, channels, rows, ld, parts, m, channels, parts=len(parts))
+    launch("normalisation", "statistics", x, 1, channels, parts, len(parts), rows, mean, var, m, channels, parts=1)
+    return mean, var
 
 
-def scaling(gamma: Array, var: Array, eps: float) -> tuple[Array, Array]:
-    """1 / √(var + eps) and gamma / √(var + eps), both (C,) and float64."""
-    xp = array_module(var)
-    inverse_std = 1 / xp.sqrt(var.astype(xp.float64) + eps)
-    return inverse_std, gamma * inverse_std
+# ---- Batch norm ----
 
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
-    """Centre first: x · scale + shift would lose digits where the mean is large."""
-    (n, _, h, w), dtype = x.shape, x.dtype
-    y = pixels(x) - mean.astype(dtype)
-    y *= scaling(gamma, var, eps)[1].astype(dtype)
-    y += beta.astype(dtype)
-    if relu:
-        array_module(x).maximum(y, 0, out=y)
-    return images(y, n, h, w)
+    """One pass."""
+    rows, ld, y = *matrix(x), empty_matrix(x)
+    channels = of_channels(mean, var, gamma, beta)
+    launch("normalisation", "batch_norm", x, *rows.shape, rows, ld, *channels, float(eps), relu, y, *rows.shape)
+    return images(y, x.shape[0], *x.shape[2:])
 
 
 def batch_norm_dx(
@@ -281,33 +289,45 @@ def batch_norm_dx(
     relu: bool,
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:
-    """The reference's formula with x̂ written as centred · inverse_std, where column sums carry the factors."""
-    xp, (n, _, h, w), dtype = array_module(x), x.shape, x.dtype
-    inverse_std, scale = scaling(gamma, var, eps)
-    g, centred = pixels(dy), pixels(x) - mean.astype(dtype)
-    if relu:  # the forward's own steps, so that both cut at the same pixels
-        y = centred * scale.astype(dtype)
-        y += beta.astype(dtype)
-        g = xp.where(y > 0, g, 0)
-    dbeta = column_sums(g)
-    dgamma = column_sums(g * centred) * inverse_std
-    if through_statistics:
-        m = g.shape[0]
-        centred *= (inverse_std * dgamma / m).astype(dtype)
-        dx = g - (dbeta / m).astype(dtype)
-        dx -= centred
-        dx *= scale.astype(dtype)
-    else:
-        dx = g * scale.astype(dtype)
-    return images(dx, n, h, w), dgamma.astype(dtype), dbeta.astype(dtype)
+    """Two passes: dgamma and dbeta, then dx."""
+    return batch_norm_dx_of_parts([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
 
 
-# ---- Convolution, batch norm and ReLU together ----
+def batch_norm_dx_of_parts(
+    dys: list[Array],
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    relu: bool,
+    through_statistics: bool,
+) -> tuple[Array, Array, Array]:
+    """The same where dy comes as columns that lie apart: each part is read where it is."""
+    xp, (n, channels, h, w), dtype = array_module(x), x.shape, x.dtype
+    m, numbers = n * h * w, of_channels(mean, var, gamma, beta)
+    parts, sums = empty_parts(xp, m, 2, channels), xp.empty((2, channels), np.float64)
+    dx, (dbeta, dgamma) = xp.empty((m, channels), dtype), xp.empty((2, channels), dtype)
+    operands = [
+        (*matrix(dy), *matrix(x[:, own]), *(a[own] for a in numbers), float(eps), relu) for dy, own in side_by_side(dys)
+    ]
+    for (dy, own), given in zip(side_by_side(dys), operands, strict=True):
+        size, into = (m, dy.shape[1]), (parts[:, :, own], channels)
+        launch("normalisation", "batch_norm_sums_parts", x, *size, *given, *into, *size, parts=len(parts))
+    results = len(parts), sums, dbeta, dgamma
+    launch("normalisation", "batch_norm_sums", x, 1, channels, parts, *results, channels, parts=1)
+    for (dy, own), given in zip(side_by_side(dys), operands, strict=True):
+        size, using = (m, dy.shape[1]), (through_statistics, sums[:, own], dx[:, own], channels)
+        launch("normalisation", "batch_norm_dx", x, *size, *given, *using, *size)
+    return images(dx, n, h, w), dgamma, dbeta
 
 
-def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    """max(0, conv2d)"""
-    return ungrid(array_module(x).maximum(grid(conv2d(x, weight, bias, window)), 0))
+def of_channels(mean: Array, var: Array, gamma: Array, beta: Array) -> list[Array]:
+    """(C,) each, their values side by side; means and variances in float64: in evaluation they come as stored."""
+    dtypes = (np.float64, np.float64, gamma.dtype, beta.dtype)
+    xp = array_module(mean)
+    return [xp.ascontiguousarray(a, dtype) for a, dtype in zip((mean, var, gamma, beta), dtypes, strict=True)]
 
 
 def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
@@ -321,77 +341,114 @@ def conv_bn_relu_backward(
     beta: Array, eps: float, needs_dx: bool, with_bias: bool,
 ) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
     """Back through ReLU and batch norm, then through the convolution"""
-    dy, dgamma, dbeta = batch_norm_dx(concat(dzs), y, mean, var, gamma, beta, eps, True, True)
+    dy, dgamma, dbeta = batch_norm_dx_of_parts(dzs, y, mean, var, gamma, beta, eps, True, True)
     return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+
+
+# ---- Pooling ----
+
+
+def pool(kernel: str, x: Array, size: tuple[int, int], window: Window, *options: Any) -> Array:
+    """Launch a kernel that takes images and a window, and makes images of another size."""
+    (rows, ld), (n, c, _, _) = matrix(x), x.shape
+    y = array_module(x).empty((n * size[0] * size[1], c), x.dtype)
+    launch("pooling", kernel, x, *y.shape, rows, ld, *options, y, *y.shape, *fields(window))
+    return images(y, n, *size)
+
+
+def max_pool(x: Array, window: Window) -> Array:
+    """One pass over x, nothing else is kept."""
+    return pool("max_pool", x, window.output, window)
+
+
+def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
+    """The maximum across the columns, then down the rows, and which cell had it first."""
+    (rows, ld), (n, c, h, _), (oh, ow) = matrix(x), x.shape, window.output
+    best, across = max_along(rows, ld, c, window, 1, n * h * ow)
+    y, down = max_along(best, ow * c, ow * c, window, 0, n * oh)
+    return images(y, n, oh, ow), [images(across, n, h, ow), images(down, n, oh, ow)]
+
+
+def max_along(x: Array, ld: int, inner: int, window: Window, axis: int, rows: int) -> tuple[Array, Array]:
+    """The maximum of every window along one axis of a grid, and the number of the cell that has it first."""
+    xp, along = array_module(x), [pair[axis] for pair in window]
+    best, first = xp.empty((rows, inner), x.dtype), xp.empty((rows, inner), np.int8)
+    launch("pooling", "max_along", x, rows, inner, x, ld, best, first, rows, inner, *along)
+    return best, first
+
+
+def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
+    """dy goes to the winning row, then to the winning column in it."""
+    (n, c, _, ow), (h, w), (across, down) = dy.shape, window.input, map(pixels, winners)
+    d_across = hand_along(array_module(dy).ascontiguousarray(pixels(dy)), down, window, 0, n * h, ow * c)
+    return images(hand_along(d_across, across, window, 1, n * h * w, c), n, h, w)
+
+
+def hand_along(dy: Array, first: Array, window: Window, axis: int, rows: int, inner: int) -> Array:
+    """The transpose of `max_along`."""
+    dx = array_module(dy).empty((rows, inner), dy.dtype)
+    launch("pooling", "hand_along", dy, rows, inner, dy, first, dx, rows, inner, *(pair[axis] for pair in window))
+    return dx
+
+
+def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
+    """One pass."""
+    return pool("avg_pool", x, window.output, window, count_padding)
+
+
+def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
+    """One pass: every pixel gathers its shares."""
+    return pool("avg_pool_dx", dy, window.input, window, count_padding)
 
 
 # ---- Local response normalisation ----
 
 
-def neighbour_sums(matrix: Array, below: int, above: int) -> Array:
-    """Column c plus the `below` columns before it and the `above` columns after it, clipped at the ends."""
-    sums = matrix.copy()
-    for distance in range(1, below + 1):
-        part = sums[:, distance:]
-        part += matrix[:, :-distance]
-    for distance in range(1, above + 1):
-        part = sums[:, :-distance]
-        part += matrix[:, distance:]
-    return sums
-
-
-def lrn_base(matrix: Array, size: int, alpha: float, k: float) -> Array:
-    """k + alpha/size · Σ x² over the neighbours; an even size has its extra channel below."""
-    base = neighbour_sums(matrix * matrix, size // 2, (size - 1) // 2)
-    base *= alpha / size
-    base += k
-    return base
-
-
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    """x / base^beta"""
-    n, _, h, w = x.shape
-    matrix = pixels(x)
-    return images(matrix / lrn_base(matrix, size, alpha, k) ** beta, n, h, w)
+    """One pass."""
+    rows, ld, y = *matrix(x), empty_matrix(x)
+    constants = size, float(alpha), float(beta), float(k)
+    launch("normalisation", "lrn", x, *rows.shape, rows, ld, *constants, y, *rows.shape)
+    return images(y, x.shape[0], *x.shape[2:])
 
 
 def lrn_dx(dy: Array, x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    """dy / base^beta − 2·alpha·beta/size · x · Σ dy·x / base^(beta + 1), over those who have us as a neighbour."""
-    n, _, h, w = x.shape
-    matrix, g = pixels(x), pixels(dy)
-    base = lrn_base(matrix, size, alpha, k)
-    dx = g / base**beta
-    through = neighbour_sums(dx * matrix / base, (size - 1) // 2, size // 2)  # the neighbourhood mirrored
-    through *= matrix
-    through *= 2 * alpha * beta / size
-    dx -= through
-    return images(dx, n, h, w)
+    """One pass; every neighbour's base is worked out again, which costs less than to store it."""
+    rows, ld, dx = *matrix(x), empty_matrix(x)
+    constants = size, float(alpha), float(beta), float(k)
+    launch("normalisation", "lrn_dx", x, *rows.shape, *matrix(dy), rows, ld, *constants, dx, *rows.shape)
+    return images(dx, x.shape[0], *x.shape[2:])
 
 
 # ---- The rest ----
 
 
 def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
-    """The label is found by comparing, not by indexing: no scatter, and nothing to wait for."""
-    xp, classes, dtype = array_module(logits), logits.shape[1], logits.dtype
-    log_p = logits - logits.max(axis=1, keepdims=True)  # the same softmax, and exp cannot overflow
-    log_p -= xp.log(xp.exp(log_p).sum(axis=1, keepdims=True))
-    is_label = xp.arange(classes) == labels[:, None]  # (N, K)
-    at_label = xp.where(is_label, log_p, 0).sum(axis=1)
-    losses = at_label * (smoothing - 1) - log_p.sum(axis=1) * (smoothing / classes)
-    dlogits = xp.exp(log_p)
-    dlogits -= smoothing / classes
-    dlogits -= is_label.astype(dtype) * (1 - smoothing)
-    return losses, dlogits
+    """A block of threads for every row, in float64."""
+    (rows, ld), xp = matrix(logits[:, :, None, None]), array_module(logits)
+    labels = xp.ascontiguousarray(labels, np.int64)
+    results = xp.empty(len(rows), logits.dtype), xp.empty(rows.shape, logits.dtype)
+    operands = rows, ld, labels, float(smoothing), *results, *rows.shape
+    launch("loss", "cross_entropy", logits, len(rows), 1, *operands, parts=min(len(rows), BLOCKS))
+    return results
 
 
 def concat(xs: list[Array]) -> Array:
     """The columns of the pixel matrices side by side."""
     n, _, h, w = xs[0].shape
-    return images(array_module(xs[0]).concatenate([pixels(x) for x in xs], axis=1), n, h, w)
+    y = array_module(xs[0]).empty((n * h * w, sum(x.shape[1] for x in xs)), xs[0].dtype)
+    for x, own in side_by_side(xs):
+        (rows, ld), part = matrix(x), y[:, own]
+        values = pack(rows, part)
+        launch("matrix", "copy_columns", x, *rows.shape, rows, ld, part, y.shape[1], *rows.shape, values=values)
+    return images(y, n, h, w)
 
 
 def add(a: Array, b: Array, out: Array | None) -> Array:
-    """a + b, into `out` or into a fresh channels-last array."""
+    """a + b, into `out` or into a fresh channels-last array; pixel by pixel, so that neighbours in memory meet."""
     xp = array_module(a)
-    return xp.add(a, b, out=empty_images(xp, a.shape, a.dtype) if out is None else out)
+    out = empty_images(xp, a.shape, a.dtype) if out is None else out
+    if a.ndim == 4:
+        xp.add(*(x.transpose(0, 2, 3, 1) for x in (a, b)), out=out.transpose(0, 2, 3, 1))
+        return out
+    return xp.add(a, b, out=out)

@@ -1,0 +1,70 @@
+// What the kernels of this folder share. In front of it, cupy_.py defines
+//
+//     T       float or double, as the images are
+//     Index   int, or long long where an array is too long for int
+//     V       how many neighbouring values one thread moves at once where a kernel says Pack: 16 bytes of them, or 1
+//
+// Every kernel computes a matrix. A thread stays in one column and walks down rows, so that what belongs to a column
+// (a channel's mean, a cell of the window) is worked out once, and the 32 threads of a warp touch neighbouring memory.
+// Rows of a matrix that is read may be `ld` values apart: it may be some columns of a wider one.
+// Images are (N, H, W, C) here: row (n·H + h)·W + w of the pixel matrix holds the channels of pixel (h, w) of image n.
+
+typedef const T* __restrict__ Input;
+typedef T* __restrict__ Output;
+typedef const double* __restrict__ Numbers;
+
+#define KERNEL extern "C" __global__ void
+#define COLUMN (blockIdx.y * (Index)blockDim.x + threadIdx.x)
+#define EACH_ROW(r, rows) \
+  for (Index r = blockIdx.x * (Index)blockDim.y + threadIdx.y; r < (rows); r += gridDim.x * (Index)blockDim.y)
+
+// A minigrad.layout.Window, field by field; h = i·sh + u − ph, w = j·sw + v − pw.
+#define WINDOW \
+  Index height, Index width, Index kh, Index kw, Index sh, Index sw, Index ph, Index pw, Index oh, Index ow
+
+struct alignas(V * sizeof(T)) Pack {
+  T value[V];
+  __device__ void operator+=(const Pack& other) {
+    for (int i = 0; i < V; ++i) value[i] += other.value[i];
+  }
+};
+
+__device__ inline const Pack& pack(const T* values) { return *reinterpret_cast<const Pack*>(values); }
+__device__ inline Pack& pack(T* values) { return *reinterpret_cast<Pack*>(values); }
+
+// Along one axis: the stops first … last of a window of k cells that see cell h.
+__device__ inline Index first_stop(Index h, Index k, Index s, Index p) { return max((h + p - k + s) / s, (Index)0); }
+__device__ inline Index last_stop(Index h, Index s, Index p, Index out) { return min((h + p) / s, out - 1); }
+
+// Sum (or combine) a value over the threads of a block that stand in the same column: each gets the result. It is
+// a tree over threadIdx.y, always in the same order. blockDim.y is a power of two.
+template <typename Combine>
+__device__ inline double down_the_block(double value, Combine combine) {
+  __shared__ double cells[THREADS];
+  const int x = threadIdx.x, y = threadIdx.y, width = blockDim.x;
+  cells[y * width + x] = value;
+  __syncthreads();
+  for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    if (y < half) cells[y * width + x] = combine(cells[y * width + x], cells[(y + half) * width + x]);
+    __syncthreads();
+  }
+  const double result = cells[x];
+  __syncthreads();  // the next call writes the cells again
+  return result;
+}
+
+struct Sum {
+  __device__ double operator()(double a, double b) const { return a + b; }
+};
+struct Largest {
+  __device__ double operator()(double a, double b) const { return a > b ? a : b; }
+};
+
+// A sum over all rows of a matrix takes two kernels: in the first, block b of the grid adds its rows into
+// parts[b][k][c], sum k of column c; the second, a single row of blocks, adds the parts. No atomics: the same bits in
+// every run. `all` is the number of columns of `parts`.
+__device__ inline double total(Numbers parts, Index count, Index sums, Index k, Index all, Index c) {
+  double value = 0;
+  for (Index b = threadIdx.y; c < all && b < count; b += blockDim.y) value += parts[(b * sums + k) * all + c];
+  return down_the_block(value, Sum());
+}

@@ -1,0 +1,31 @@
+// Convolutions are products (cuBLAS) with the patch matrix; here it is made, and its gradient is gathered.
+
+// patches[(n, i, j), (u, v, c)] = x[n, h, w, c], or 0 where (h, w) is padding
+KERNEL im2col(Input x, Index ld, Output patches, Index rows, Index channels, WINDOW) {
+  const Index columns = kh * kw * channels, k = COLUMN * V;
+  if (k >= columns) return;
+  const Index c = k % channels, v = k / channels % kw, u = k / channels / kw;
+  EACH_ROW(r, rows) {
+    const Index j = r % ow, i = r / ow % oh, n = r / ow / oh;
+    const Index h = i * sh + u - ph, w = j * sw + v - pw;
+    const bool inside = 0 <= h && h < height && 0 <= w && w < width;
+    pack(patches + r * columns + k) = inside ? pack(x + ((n * height + h) * width + w) * ld + c) : Pack{};
+  }
+}
+
+// dx[n, h, w, c] = Σ over the windows (i, j) that see (h, w) at (u, v): dpatches[(n, i, j), (u, v, c)]
+KERNEL col2im(Input dpatches, Output dx, Index rows, Index channels, WINDOW) {
+  const Index columns = kh * kw * channels, c = COLUMN * V;
+  if (c >= channels) return;
+  EACH_ROW(r, rows) {
+    const Index w = r % width, h = r / width % height, n = r / width / height;
+    const Index last_i = last_stop(h, sh, ph, oh), last_j = last_stop(w, sw, pw, ow);
+    Pack sum{};
+    for (Index i = first_stop(h, kh, sh, ph); i <= last_i; ++i)
+      for (Index j = first_stop(w, kw, sw, pw); j <= last_j; ++j) {
+        const Index u = h + ph - i * sh, v = w + pw - j * sw;
+        sum += pack(dpatches + ((n * oh + i) * ow + j) * columns + (u * kw + v) * channels + c);
+      }
+    pack(dx + r * channels + c) = sum;
+  }
+}
