@@ -180,12 +180,14 @@ class Tensor:
     # --- arithmetic: each op is its formula, and how a gradient goes back through it
 
     def __add__(self, other: Any) -> Tensor:
+        """x + y, with broadcasting. The gradient goes on to both as it is."""
         x, y = operands("add", self, other)
         a, b = x.shape, y.shape
         result = elementwise(array_module(x.data).add, x.data, y.data)
         return record("add", result, (x, y), lambda dz: (sum_to(dz, a), sum_to(dz, b)))
 
     def __mul__(self, other: Any) -> Tensor:
+        """x · y, element by element, with broadcasting. dx = dz · y, dy = dz · x."""
         x, y = operands("multiply", self, other)
         a, b, multiply = x.shape, y.shape, array_module(x.data).multiply
         # Each factor is kept for the gradient of the other: of a tensor times a plain number, the number alone.
@@ -199,12 +201,14 @@ class Tensor:
         return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward)
 
     def __pow__(self, exponent: float) -> Tensor:
+        """x to the power p, element by element. dx = dy · p · x^(p − 1)."""
         if not isinstance(exponent, (int, float)):
             raise DtypeError(f"** takes a plain number as exponent, got {type(exponent).__name__}")
         x, exponent = self.data, float(exponent)  # np.float64 is a float too, and would promote float32
         return record("power", x**exponent, (self,), lambda dy: dy * exponent * x ** (exponent - 1))
 
     def __matmul__(self, other: Any) -> Tensor:
+        """The matrix product x · y. dx = dz · yᵀ, dy = xᵀ · dz."""
         x, y = operands("matmul", self, other)
         a, b = x.data, y.data
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
