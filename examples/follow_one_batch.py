@@ -33,7 +33,7 @@ from minigrad.random import Key
 from minigrad.watch import Event, columns, each_op
 
 ROOT = Path(inspect.getfile(Tensor)).parents[1]
-ORANGE = "#d95f02"
+YELLOW = "#ffe100"
 
 
 class Stop:
@@ -197,7 +197,7 @@ def convolution(stop: Stop, conv: nn.Conv2d, picture: np.ndarray, path: Path) ->
         box(three, o, 0, (min(120, len(columns_)), 1))
         show(four, y.data[0, o], f"product: channel {o}")
         box(four, j, i, (1, 1))
-        for axes, (name, result) in zip(lower.subplots(1, 4), results, strict=False):
+        for axes, (name, result) in zip(np.atleast_1d(lower.subplots(1, len(results))), results, strict=True):
             axes.hist(result.ravel(), bins=40, color="#1b9e77")
             axes.set_title(f"{name}: mean {result.mean():.2f}, std {result.std():.2f}", size=9)
     print(f"  drawn: {path}")
@@ -265,13 +265,14 @@ def show(axes: Any, values: np.ndarray, title: str) -> None:
     axes.imshow(values, cmap="gray", aspect="auto" if values.ndim == 2 and len(values) != len(values[0]) else "equal")
     axes.set_title(title, size=9, loc="left")
     axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
     axes.set_xticks([]), axes.set_yticks([])
 
 
 def box(axes: Any, x: float, y: float, size: tuple[int, int]) -> None:
     """A frame around cells, from the corner (x, y); size is (height, width)."""
     edges = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * (size[1], size[0]) + (x - 0.5, y - 0.5)
-    axes.plot(*edges.T, color=ORANGE, linewidth=1.8, clip_on=False)
+    axes.plot(*edges.T, color=YELLOW, linewidth=2.2, clip_on=False)
 
 
 def maps(axes: Any, x: np.ndarray, title: str) -> None:
@@ -316,8 +317,8 @@ def main() -> None:
     if options.stop is not None:
         stop = next((stop for stop in stops if stop.forward), None)
         if stop is None:
-            known = ", ".join(dict.fromkeys(stop.place for stop in stops))
-            raise MinigradError(f"there is no stop {options.stop!r}; there are pixels, 1 to {len(stops)}, {known}")
+            raise MinigradError(f"there is no stop {options.stop!r}: take `pixels`, or one of 1 to {len(stops)}, or a layer "
+                                f"or op that is listed without --stop")  # fmt: skip
         depth(stop, images[0], path)
         return
     sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in getattr(train.images, "paths", [])]
