@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import itertools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def code_of(event: Event) -> Code | None:
 def formula(function: Any) -> str:
     """The first sentence of a docstring, and the formula set off below it, if there is one."""
     lines = inspect.cleandoc(function.__doc__ or "").splitlines() or [""]
-    set_off = [b.strip() for a, b in zip(lines, lines[1:], strict=False) if not a and b.startswith("    ")]
+    set_off = [b.strip() for a, b in itertools.pairwise(lines) if not a and b.startswith("    ")]
     return "\n      ".join([lines[0], *set_off[:1]])
 
 
@@ -175,14 +176,14 @@ def convolution(stop: Stop, conv: nn.Conv2d, picture: np.ndarray, path: Path) ->
     print(f"""
   As a matrix product: {patches.shape[0]} rows (an output pixel each; of one picture) of {patches.shape[1]} numbers
   (the patch it sees), times {columns_.shape[1]} columns (a filter each).
-  Output pixel ({i}, {j}) is row {row}, filter {o} is column {o}; their product is the sum of {patches.shape[1]} products:
+  Output pixel ({i}, {j}) is row {row}, filter {o} is column {o}; they make a sum of {patches.shape[1]} products:
     patch   {numbers(patches[row])}
     filter  {numbers(columns_[:, o])}
     sum     {total:.6f}{"" if bias is None else f" + bias {bias[o]:.6f} = {total + bias[o]:.6f}"}
     conv2d  {y.data[0, o, i, j]:.6f}""")
     results = [("convolution", y.data[0, o])]
     if stop.op == "conv_bn_relu":
-        results += plain_steps(stop, leaves, y, results[0][1], o)
+        results += plain_steps(stop, leaves, y, o)
     top, left = i * window.stride[0] - window.padding[0], j * window.stride[1] - window.padding[1]
     with drawing(path, 11, 6.5) as figure:
         upper, lower = figure.subfigures(2, 1)
@@ -203,9 +204,10 @@ def convolution(stop: Stop, conv: nn.Conv2d, picture: np.ndarray, path: Path) ->
     print(f"  drawn: {path}")
 
 
-def plain_steps(stop: Stop, leaves: list[Tensor], y: Tensor, first: np.ndarray, o: int) -> list[tuple[str, np.ndarray]]:
-    """conv_bn_relu again as convolution, statistics, normalisation, ReLU, forward and backward; and how far it is off."""
-    assert stop.forward is not None and stop.backward is not None
+def plain_steps(stop: Stop, leaves: list[Tensor], y: Tensor, o: int) -> list[tuple[str, np.ndarray]]:
+    """conv_bn_relu again, op by op, forward and backward; and how far it is off."""
+    assert stop.forward is not None
+    assert stop.backward is not None
     gamma, beta = (Tensor(to_host(a)) for name, a in stop.forward.inputs if name.endswith(("gamma", "beta")))
     eps, mean, var = stop.module.batchnorm.eps, y.data.mean((0, 2, 3)), y.data.var((0, 2, 3))
     normal = ops.batch_norm(y, gamma, beta, mean.copy(), var.copy(), training=True, eps=eps)
@@ -217,17 +219,19 @@ def plain_steps(stop: Stop, leaves: list[Tensor], y: Tensor, first: np.ndarray, 
     dw = leaves[1].grad
     dw_off = float(np.abs(dw - fused["weight"]).max() / np.abs(dw).max())
     length = np.linalg.norm
+    convolved, normed = (f"mean {a[:, o].mean():8.4f}  std {a[:, o].std():7.4f}" for a in (y.data, normal.data))
     print(f"""
   One op here: convolution, batch norm and ReLU, so that the result is read while it is in the cache. Step by step:
                     channel {o}, all pictures                 ↑ ‖gradient‖, all channels
-    conv2d          mean {y.data[:, o].mean():8.4f}  std {y.data[:, o].std():7.4f}     {length(y.grad):.3g}
+    conv2d          {convolved}     {length(y.grad):.3g}
     statistics      μ    {mean[o]:8.4f}  σ   {np.sqrt(var[o]):7.4f}     one pair for each channel, over N, H and W
-    (y − μ)/σ·γ + β mean {normal.data[:, o].mean():8.4f}  std {normal.data[:, o].std():7.4f}     {length(normal.grad):.3g}
+    (y − μ)/σ·γ + β {normed}     {length(normal.grad):.3g}
     max(0, ·)       mean {z.data[:, o].mean():8.4f}  std {z.data[:, o].std():7.4f}     {length(dz):.3g}
   ReLU has cut {(z.data == 0).mean():.0%} of the values, and of the gradient at the same places.
-  The one op differs from these steps by {off:.1e} in its result, and by {dw_off:.1e} of the largest in its filters' gradient.""")
+  The one op differs from these steps by {off:.1e} in its result, and by {dw_off:.1e} of the largest value in the
+  gradient of its filters.""")
     if stop.units > 1:
-        print(f"  {stop.units} units that see this input were computed at once: their filters side by side, one product.")
+        print(f"  {stop.units} units that see this input run at once: their filters side by side, one product.")
     return [("normalised", normal.data[0, o]), ("after ReLU", z.data[0, o])]
 
 
@@ -235,8 +239,9 @@ def patch_matrix(x: np.ndarray, window: Window) -> np.ndarray:
     """im2col in full, (N·OH·OW, KH·KW·C): the kernels make it for a few rows at a time."""
     (kh, kw), (ph, pw), (sh, sw) = window.kernel, window.padding, window.stride
     padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    views = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), (2, 3))[:, :, ::sh, ::sw]  # (N, C, OH, OW, KH, KW)
-    return views.transpose(0, 2, 3, 4, 5, 1).reshape(-1, kh * kw * x.shape[1])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), (2, 3))[:, :, ::sh, ::sw]
+    # from (N, C, OH, OW, KH, KW)
+    return windows.transpose(0, 2, 3, 4, 5, 1).reshape(-1, kh * kw * x.shape[1])
 
 
 def pixel_matrix(x: np.ndarray, picture: np.ndarray, path: Path) -> None:
@@ -250,7 +255,7 @@ def pixel_matrix(x: np.ndarray, picture: np.ndarray, path: Path) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
         show(left, picture, f"the first of {n} pictures, {h}×{w}: one line of pixels")
         box(left, 0, line, (1, w))
-        show(right, matrix[line * w : (line + 1) * w], f"that line in the {n * h * w:,}×{c} matrix:\n{w} rows, {c} columns")
+        show(right, matrix[line * w : (line + 1) * w], f"it is {w} rows of the {n * h * w:,}×{c} matrix")
         right.set_ylabel("a row: one pixel")
         right.set_xlabel("a column: one channel")
         right.set_xticks(range(c), ["red", "green", "blue"] if c == 3 else range(c))
@@ -317,12 +322,14 @@ def main() -> None:
     if options.stop is not None:
         stop = next((stop for stop in stops if stop.forward), None)
         if stop is None:
-            raise MinigradError(f"there is no stop {options.stop!r}: take `pixels`, or one of 1 to {len(stops)}, or a layer "
-                                f"or op that is listed without --stop")  # fmt: skip
+            raise MinigradError(
+                f"there is no stop {options.stop!r}: take `pixels`, a number from 1 to {len(stops)}, or a layer or "
+                "op that is listed without --stop"
+            )
         depth(stop, images[0], path)
         return
     sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in getattr(train.images, "paths", [])]
-    print(f"{train.name}: {', '.join(sources[: options.batch]) or 'pictures in memory, as load_shapes drew or a file held them'}")
+    print(f"{train.name}: {', '.join(sources[: options.batch]) or 'pictures that are in memory already'}")
     print(f"  labels {', '.join(train.classes[label] for label in labels)}")
     enlarged = "" if (h, w) == (size, size) else f", brought from {h}×{w} to the network's size by repeating pixels"
     print(f"  uint8 (N, H, W, 3) = {images.shape}, {images.nbytes:,} bytes{enlarged}")
@@ -330,8 +337,9 @@ def main() -> None:
           f"mean {x.data.mean():.3f}, std {x.data.std():.3f}\n")  # fmt: skip
     print(table(stops))
     assert x.grad is not None
-    print(f"\nloss {loss:.4f} (guessing among {len(train.classes)} has ln {len(train.classes)} = {np.log(len(train.classes)):.4f} "
-          f"for each classifier); the gradient of the pixels has length {np.linalg.norm(x.grad):.3g}\n")  # fmt: skip
+    n, length = len(train.classes), np.linalg.norm(x.grad)
+    print(f"\nloss {loss:.4f}; a classifier that guesses among {n} has ln {n} = {np.log(n):.4f}")
+    print(f"the gradient of the pixels has length {length:.3g}\n")
     print(f"The ops that ran:\n{legend(stops)}")
 
 

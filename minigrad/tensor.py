@@ -11,10 +11,11 @@ it hands anything on:
     c = b * 3.0
     d = c + b            # d = 3a² + a², dd/da = 8a = 16
 
-A walk that goes on at once from d to (c, b), reaches b with the gradient 1 and sends 1·2a to a; it reaches b again
-through c with 3. Sending again would count twice what b had already sent, sending only the second part loses the
-first. In reverse topological order (d, c, b, a) every user of b comes before b: the parts 1 and 3 are summed first
-and b hands on 4·2a once.
+A walk that goes on at once reaches b through c with the gradient 3 and sends 3·2a = 12 to a; then it reaches b again,
+from d itself, with 1. If b now sends all it has, 4·2a, a ends with 28: the first part is counted twice. If it sends the
+new part alone, 1·2a, the sum is right, but b has run twice, and so does all below it: once for every path from the
+loss, and nine Inception modules of four branches have 4 to the power of nine. In reverse topological order (d, c, b, a)
+every user of b comes before b: the parts 3 and 1 are summed first, and b hands on 4·2a once.
 """
 
 from __future__ import annotations

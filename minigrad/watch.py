@@ -41,7 +41,7 @@ class Event(NamedTuple):
     inputs: Named  # forward: what it was computed from; backward: ("gradient", dy)
     outputs: Named  # forward: ("output", y); backward: the gradient of each input that needs one
     seconds: float  # forward: since the op before it, or since the model was called
-    backward: Backward | None = None  # the closure, and so what it keeps; None without a graph. It joins both directions
+    backward: Backward | None = None  # the closure, the same in both directions; None without a graph
     multiply_adds: int = 0
 
     @property

@@ -36,9 +36,9 @@ def unexplained(name: str, value: Any) -> Iterator[str]:
         yield name
     for member, raw in vars(value).items() if inspect.isclass(value) else ():
         kinds = (property, classmethod, staticmethod)
-        if member[0] != "_" and (inspect.isfunction(raw) or isinstance(raw, kinds)):
-            if not inspect.getdoc(getattr(value, member)):
-                yield f"{name}.{member}"
+        method = inspect.isfunction(raw) or isinstance(raw, kinds)
+        if member[0] != "_" and method and not inspect.getdoc(getattr(value, member)):
+            yield f"{name}.{member}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

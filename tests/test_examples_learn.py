@@ -48,7 +48,6 @@ def test_every_op_is_a_stop_with_its_code_and_a_gradient(example: Example) -> No
     assert all(float(row[5]) > 0 for row in rows)
     for op, place in {row[2]: row[4] for row in rows}.items():
         file, line = place.split(":")
-        file = file if file.startswith("tensor") else file
         assert f"def {op}(" in (ROOT / "minigrad" / file).read_text().splitlines()[int(line) - 1]
     assert "(1 of 3 at once)" in printed
     assert "y[n, c, i, j] = max_{u, v}" in printed  # the formula, from the docstring
@@ -93,3 +92,69 @@ def test_own_op_is_proved_refused_and_trained(example: Example) -> None:
     assert "swish_wrong: gradcheck: backward gives" in printed
     losses = [float(loss) for loss in re.findall(r"loss (\S+)", printed)]
     assert losses[-1] < 0.6 < losses[0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the examples train when no weights are given, on far fewer pictures."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        train = runpy.run_path(str(ROOT / "examples" / "subject.py"))["train"]
+    finally:
+        sys.path.pop(0)
+    path = tmp_path_factory.mktemp("subject") / "weights.npz"
+    train(32, path)
+    return path
+
+
+def test_naive_against_reduced(example: Example) -> None:
+    printed = example("naive_vs_reduced", "--train", 16, "--test", 10)
+    naive, reduced = (
+        int(re.search(rf"^{name} +\d+ +\S+ +(\S+)", printed, re.MULTILINE)[1].replace(",", ""))
+        for name in ("naive", "reduced")
+    )
+    pixels = 28 * 28
+    # 1×1, then each reduction and its convolution, then the projection, of 3a and 3b
+    a = 192 * 64 + 192 * 96 + 96 * 128 * 9 + 192 * 16 + 16 * 32 * 25 + 192 * 32
+    b = 256 * 128 + 256 * 128 + 128 * 192 * 9 + 256 * 32 + 32 * 96 * 25 + 256 * 64
+    assert reduced == pixels * (a + b)
+    wide = 192 + 64 + 128 + 32  # the pool of the naive module passes all its input on
+    assert naive == pixels * (192 * (64 + 128 * 9 + 32 * 25) + wide * (128 + 192 * 9 + 96 * 25))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "drawn"),
+    [
+        ("gradcam", ["--pictures", 7], ["gradcam.png"]),
+        ("features", ["--pictures", 60, "--units", 2, "--layer", "inception4a"], ["filters.png", "inception4a.png"]),
+        ("deepdream", ["--steps", 2, "--size", 48, "--layer", "inception3b"], ["inception3b.png"]),
+    ],
+)
+def test_a_trained_network_is_drawn(
+    example: Example, weights: Path, tmp_path: Path, name: str, options: list[object], drawn: list[str]
+) -> None:
+    example(name, "--weights", weights, "--out", tmp_path / "out", *options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(drawn)
+    assert all(pixels_drawn(tmp_path / "out" / file).std() > 10 for file in drawn)
+
+
+def test_without_weights_a_model_is_trained_and_kept(example: Example, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = example("deepdream", "--train", 16, "--out", out, "--steps", 1, "--size", 32, "--layer", "conv1")
+    assert "kept in" in printed
+    assert (out / "weights.npz").exists()
+
+
+def test_a_dream_excites_its_layer_more(example: Example, weights: Path, tmp_path: Path) -> None:
+    printed = example("deepdream", "--weights", weights, "--out", tmp_path, "--steps", 5, "--layer", "inception3a")
+    before, after = map(float, re.search(r"mean square (\S+) before, (\S+) after", printed).groups())
+    assert after > 1.2 * before
+
+
+def test_heads_send_gradient_to_what_lies_before_them_alone(example: Example, tmp_path: Path) -> None:
+    printed = example("aux_heads", "--width", 0.25, "--batch", 4, "--out", tmp_path)
+    times = {name: float(t) for name, t in re.findall(r"^(\w+) +\S+ +\S+ +([\d.]+)$", printed, re.MULTILINE)}
+    assert times["inception5b"] == times["inception4e" if "inception4e" in times else "maxpool2"] == 1
+    assert times["inception4a"] != 1
+    assert times["conv1"] != 1
+    assert pixels_drawn(tmp_path / "googlenet_small.png").std() > 10
