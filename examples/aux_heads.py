@@ -2,11 +2,13 @@
 """What do auxiliary heads send into the network? The gradient's length along the depth, with them and without.
 
 GoogLeNet's heads look at the modules 4a and 4d while it trains, and their losses count 0.3 each (arXiv:1409.4842,
-section 5). Fresh weights, the same batch, the paper's network without batch norm unless --model says otherwise.
+section 5). Fresh weights, one batch of shapes. In the paper's network the gradient fades on its way to the stem, and
+the heads make up for it; with batch norm (--model googlenet_small, say) it does not fade, and they hardly matter.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,12 +48,10 @@ def lengths(model: Any, images: np.ndarray, labels: np.ndarray, weight: float) -
 
 
 def main() -> None:
-    import argparse
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="googlenet_small", help="one that has heads (%(default)s)")
-    parser.add_argument("--width", type=float, default=1.0, help="of its layers, a factor (%(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures (%(default)s)")
+    parser.add_argument("--model", default="googlenet_paper", help="one that has heads (%(default)s)")
+    parser.add_argument("--width", type=float, default=0.25, help="of its layers, a factor (%(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="pictures (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/aux_heads"), help="folder of the drawing (%(default)s)")
     options = parser.parse_args()
     model: Any = create_model(options.model, num_classes=10, aux_logits=True, width=options.width)
@@ -73,6 +73,8 @@ def main() -> None:
         axes.semilogy(list(with_heads.values()), marker="o", color="#D55E00", label="and two heads, 0.3 each")
         for head in model.form.heads:
             axes.axvline(list(without).index(head), color="#D55E00", linestyle=":", linewidth=1)
+        axes.yaxis.set_major_formatter("{x:.2g}")
+        axes.yaxis.set_minor_formatter("{x:.2g}")
         axes.set_xticks(range(len(without)), list(without), rotation=40, ha="right")
         axes.set_title(
             f"{options.model}, fresh weights: length of dL/dy of each row (dotted: a head looks here)",
