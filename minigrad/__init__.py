@@ -2,6 +2,30 @@
 
 Reading order: tensor (the engine), layout (the pixel matrix), ops (what a layer computes), kernels (how, fast),
 nn (modules), optim and schedule, gradcheck, watch and summary.
+
+The engine
+    Tensor             an array with a gradient, and its arithmetic
+    record             the only door to the graph: how an op, your own too, hands in its backward
+    no_grad            a block in which nothing is recorded
+    gradcheck          a backward against finite differences
+
+What networks are made of (each a room of its own, see help(minigrad.ops) and so on)
+    ops                convolution, pooling, normalisation, loss, …: functions of tensors
+    nn                 layers and containers: ops with their parameters
+    optim              SGD, RMSProp, AdamW; groups of parameters, clipping
+    schedule           learning rates as pure functions of the step
+    random             random numbers as a function of (key, index)
+
+Looking at a network
+    summary            shapes, parameters, multiply-adds and kept bytes of every layer
+    layer_times        milliseconds of every layer, forward and backward
+    watch              stop at the first op that makes NaN or Inf
+    first_non_finite   run a step again to find that op
+
+The machine
+    set_backend        NumPy or CuPy for the tensors made from now on
+    num_threads        how many threads work
+    set_num_threads    another number: another speed, the same bits
 """
 
 from minigrad import nn, ops, optim, random, schedule

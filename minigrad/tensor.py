@@ -11,10 +11,11 @@ it hands anything on:
     c = b * 3.0
     d = c + b            # d = 3a² + a², dd/da = 8a = 16
 
-A walk that goes on at once from d to (c, b), reaches b with the gradient 1 and sends 1·2a to a; it reaches b again
-through c with 3. Sending again would count twice what b had already sent, sending only the second part loses the
-first. In reverse topological order (d, c, b, a) every user of b comes before b: the parts 1 and 3 are summed first
-and b hands on 4·2a once.
+A walk that goes on at once reaches b through c with the gradient 3 and sends 3·2a = 12 to a; then it reaches b again,
+from d itself, with 1. If b now sends all it has, 4·2a, a ends with 28: the first part is counted twice. If it sends the
+new part alone, 1·2a, the sum is right, but b has run twice, and so does all below it: once for every path from the
+loss, and nine Inception modules of four branches have 4 to the power of nine. In reverse topological order (d, c, b, a)
+every user of b comes before b: the parts 3 and 1 are summed first, and b hands on 4·2a once.
 """
 
 from __future__ import annotations
@@ -179,12 +180,14 @@ class Tensor:
     # --- arithmetic: each op is its formula, and how a gradient goes back through it
 
     def __add__(self, other: Any) -> Tensor:
+        """x + y, with broadcasting. The gradient goes on to both as it is."""
         x, y = operands("add", self, other)
         a, b = x.shape, y.shape
         result = elementwise(array_module(x.data).add, x.data, y.data)
         return record("add", result, (x, y), lambda dz: (sum_to(dz, a), sum_to(dz, b)))
 
     def __mul__(self, other: Any) -> Tensor:
+        """x · y, element by element, with broadcasting. dx = dz · y, dy = dz · x."""
         x, y = operands("multiply", self, other)
         a, b, multiply = x.shape, y.shape, array_module(x.data).multiply
         # Each factor is kept for the gradient of the other: of a tensor times a plain number, the number alone.
@@ -198,12 +201,14 @@ class Tensor:
         return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward)
 
     def __pow__(self, exponent: float) -> Tensor:
+        """x to the power p, element by element. dx = dy · p · x^(p − 1)."""
         if not isinstance(exponent, (int, float)):
             raise DtypeError(f"** takes a plain number as exponent, got {type(exponent).__name__}")
         x, exponent = self.data, float(exponent)  # np.float64 is a float too, and would promote float32
         return record("power", x**exponent, (self,), lambda dy: dy * exponent * x ** (exponent - 1))
 
     def __matmul__(self, other: Any) -> Tensor:
+        """The matrix product x · y. dx = dz · yᵀ, dy = xᵀ · dz."""
         x, y = operands("matmul", self, other)
         a, b = x.data, y.data
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:

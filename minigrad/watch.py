@@ -41,7 +41,7 @@ class Event(NamedTuple):
     inputs: Named  # forward: what it was computed from; backward: ("gradient", dy)
     outputs: Named  # forward: ("output", y); backward: the gradient of each input that needs one
     seconds: float  # forward: since the op before it, or since the model was called
-    backward: Backward | None = None  # forward: the closure, and so what it keeps; None without a graph
+    backward: Backward | None = None  # the closure, the same in both directions; None without a graph
     multiply_adds: int = 0
 
     @property
@@ -77,12 +77,14 @@ class Calls:
         self.mark = time.perf_counter()
 
     def enter(self, *modules: Module) -> None:
+        """A call of a module begins; of several that run as one op."""
         self.steps += self.model in modules
         if not self.stack:
             self.mark = time.perf_counter()
         self.stack.append(modules)
 
     def leave(self, *modules: Module) -> None:
+        """It ends."""
         self.stack.pop()
         if not self.stack:
             self.mark = time.perf_counter()
@@ -95,6 +97,7 @@ class Calls:
         node: Node | None,
         multiply_adds: Sequence[int],
     ) -> None:
+        """An op has run: make its events, and have its backward make those of the way back."""
         seconds, total = _now(outputs[0].data) - self.mark, sum(multiply_adds)
         places = [self._place(i) for i in range(len(outputs))]
         # Several results have been computed at once: each gets its share of the time.
@@ -158,15 +161,15 @@ class Calls:
             ]
             given = [() if part is None else (("gradient", part),) for part in dys]
             if len(dys) == 1:
-                see(Event(*places[0], op, "backward", given[0], tuple(dx for _, dx in found), seconds))
+                see(Event(*places[0], op, "backward", given[0], tuple(dx for _, dx in found), seconds, backward))
                 return results
             for i, (place, share) in enumerate(zip(places[:-1], shares, strict=True)):
                 own = tuple(dx for owner, dx in found if owner == i)
-                see(Event(*place, op, "backward", given[i], own, seconds * share))
+                see(Event(*place, op, "backward", given[i], own, seconds * share, backward))
             # Then the gradient of what they share, so that one with a broken gradient is named before it.
             shared = tuple(dx for owner, dx in found if owner is None)
             if shared:
-                see(Event(*places[-1], op, "backward", tuple(itertools.chain(*given)), shared, 0.0))
+                see(Event(*places[-1], op, "backward", tuple(itertools.chain(*given)), shared, 0.0, backward))
             return results
 
         return run
@@ -304,6 +307,7 @@ class LayerTimes:
         self.calls: Calls | None = None
 
     def see(self, event: Event) -> None:
+        """Add an op's time to its layer's."""
         if not event.seconds:  # its time is in other events: see Event
             return
         path = ".".join(event.path.split(".")[: self.depth])

@@ -354,6 +354,18 @@ def _figure(height: float, width: float = WIDTH, *, layout: Any = "constrained")
     return Figure(figsize=(width, height), layout=layout)
 
 
+@contextmanager
+def drawing(path: Path, width: float = WIDTH, height: float = 5.0) -> Iterator[Any]:
+    """A matplotlib figure of so many inches in the style of this file, written to `path` as PNG when the block ends.
+
+    Raises ReportError if matplotlib is absent, or the file cannot be written.
+    """
+    with _style():
+        figure = _figure(height, width)
+        yield figure
+        _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> Path:
     """Write a figure as PNG: the new file takes the old one's place at once, or nothing changes."""
     try:

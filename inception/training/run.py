@@ -91,6 +91,7 @@ class Run:
 
     @property
     def weights_file(self) -> Path:
+        """Where the weights go."""
         return self.weights or (self.out or Path()) / "weights.npz"
 
     def command(self) -> str:

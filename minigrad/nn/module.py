@@ -50,6 +50,7 @@ class Module:
     recompute: bool = False  # keep only the input until backward, and run forward again then: see nn.recompute
 
     def forward(self, *inputs: Any) -> Any:
+        """What the module computes; subclasses define it. Call the module itself, not this: see `__call__`."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *inputs: Any) -> Any:

@@ -118,5 +118,5 @@ def _adaptive_weights(xp, size: int, cells: int, dtype) -> Array:  # type: ignor
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
-    """The mean over all pixels of each image: (N, C, H, W) to (N, C, 1, 1)."""
+    """The mean over all pixels of each image: (N, C, H, W) to (N, C, 1, 1). Saves nothing but H·W equal weights."""
     return adaptive_avg_pool2d(x, 1)

@@ -1,0 +1,97 @@
+"""The sums of the README's course, done by hand and by the code: im2col both ways, and the order of the walk back."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, ops, tensor
+from minigrad.kernels import numpy_, reference
+from minigrad.layout import Window, filter_matrix, pixels
+from minigrad.tensor import Node
+
+# A picture of one channel, 3×3, and one filter, 2×2: four windows.
+PICTURE = [[1, 2, 3],
+           [4, 5, 6],
+           [7, 8, 9]]  # fmt: skip
+FILTER = [[1, 2],
+          [0, -1]]  # fmt: skip
+PATCHES = [[1, 2, 4, 5],
+           [2, 3, 5, 6],
+           [4, 5, 7, 8],
+           [5, 6, 8, 9]]  # fmt: skip
+RESULT = [0, 2, 6, 8]  # 1·1 + 2·2 + 4·0 − 5·1 = 0, and so on
+UPSTREAM = [1, 0, 2, -1]  # dL/dy, chosen
+DFILTER = [4, 6, 10, 12]  # patchesᵀ · upstream: 1·1 + 2·0 + 4·2 − 5·1 = 4, and so on
+DPICTURE = [[1, 2, 0],
+            [2, 2, -2],
+            [0, -2, 1]]  # fmt: skip
+
+
+def test_im2col_forward_by_hand() -> None:
+    assert (np.array(PATCHES) @ np.ravel(FILTER)).tolist() == RESULT
+    x, w = (Tensor(np.array(a, np.float64)[None, None]) for a in (PICTURE, FILTER))
+    y = ops.conv2d(x, w)
+    assert pixels(y.data).ravel().tolist() == RESULT
+    window = Window.of((3, 3), 2)
+    assert reference.conv2d(x.data, w.data, None, window).ravel().tolist() == RESULT
+    assert filter_matrix(w.data).tolist() == [np.ravel(FILTER).tolist()]
+
+
+def test_the_kernels_patches_are_those_by_hand() -> None:
+    x, window = np.array(PICTURE, np.float64)[None, None], Window.of((3, 3), 2)
+    (part,) = numpy_.conv.blocks(1, window.output, 8, 1 << 20)
+    assert numpy_.conv.im2col(partial(numpy_.conv.rows, x), window, part).tolist() == PATCHES
+
+
+def test_im2col_backward_by_hand() -> None:
+    assert (np.array(PATCHES).T @ UPSTREAM).tolist() == DFILTER
+    # dL/dpatches is one outer product; col2im adds its rows up where the patches lay.
+    spread, dx = np.outer(UPSTREAM, np.ravel(FILTER)), np.zeros((3, 3))
+    for row, (i, j) in zip(spread, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True):
+        dx[i : i + 2, j : j + 2] += row.reshape(2, 2)
+    assert dx.tolist() == DPICTURE
+    x, w = (Tensor(np.array(a, np.float64)[None, None], requires_grad=True) for a in (PICTURE, FILTER))
+    ops.conv2d(x, w).backward(np.array(UPSTREAM, np.float64).reshape(1, 1, 2, 2))
+    assert w.grad.ravel().tolist() == DFILTER
+    assert x.grad[0, 0].tolist() == DPICTURE
+
+
+def the_example_in_the_docstring() -> list[str]:
+    """The four lines of tensor.py that show why the order matters."""
+    return [line.strip() for line in inspect.getdoc(tensor).splitlines() if line.startswith("    ")]
+
+
+def test_the_docstrings_counterexample_is_true() -> None:
+    names: dict[str, Any] = {"Tensor": Tensor}
+    exec("\n".join(the_example_in_the_docstring()), names)
+    names["d"].backward()
+    assert names["a"].grad == 16
+    assert [node.name for node in tensor._topological(names["c"].node)] == ["leaf", "multiply", "multiply"]
+
+
+@pytest.mark.parametrize(("sends_all", "gradient"), [(True, 28), (False, 16)])
+def test_what_a_walk_that_goes_on_at_once_makes_of_it(sends_all: bool, gradient: float) -> None:
+    """On the graph of the docstring's example: wrong, or right with b run twice."""
+    names: dict[str, Any] = {"Tensor": Tensor}
+    exec("\n".join(the_example_in_the_docstring()), names)
+    arrived: Counter[Node] = Counter()
+    runs: Counter[Node] = Counter()
+
+    def go_on(node: Node, dy: Any) -> None:
+        arrived[node] += dy
+        runs[node] += 1
+        if node.backward is None:
+            return
+        for parent, dx in zip(node.inputs, node.backward(arrived[node] if sends_all else dy), strict=True):
+            if parent is not None:
+                go_on(parent, dx)
+
+    go_on(names["d"].node, np.float32(1))
+    assert arrived[names["a"].node] == gradient
+    assert runs[names["b"].node] == 2

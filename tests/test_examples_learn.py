@@ -1,0 +1,160 @@
+"""The examples to learn from, each in its quickest form, as a user runs them: what they print and draw is checked."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Example = Callable[..., str]
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Example:
+    """Run an example in an empty folder and return what it printed."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert ended.value.code == code, printed
+        return printed
+
+    return run
+
+
+def pixels_drawn(path: Path) -> np.ndarray:
+    """The values of a PNG."""
+    image = pytest.importorskip("PIL.Image")
+    with image.open(path) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def test_every_op_is_a_stop_with_its_code_and_a_gradient(example: Example) -> None:
+    printed = example("follow_one_batch")
+    rows = re.findall(r"^(\d+) +(\S.*?)  +(\w+)(?: \(.*?\))? +([\d×]+) +(\S+:\d+) .* (\S+)$", printed, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[0][1:4] == ("conv1", "conv_bn_relu", "4×64×32×32")
+    assert rows[-1][1:4] == ("outside the model", "cross_entropy", "1")
+    assert all(float(row[5]) > 0 for row in rows)
+    for op, place in {row[2]: row[4] for row in rows}.items():
+        file, line = place.split(":")
+        assert f"def {op}(" in (ROOT / "minigrad" / file).read_text().splitlines()[int(line) - 1]
+    assert "(1 of 3 at once)" in printed
+    assert "y[n, c, i, j] = max_{u, v}" in printed  # the formula, from the docstring
+
+
+@pytest.mark.parametrize("model", ["inception_resnet_v2_cifar", "inception_v2", "googlenet_paper"])
+def test_every_kind_of_network_can_be_followed(example: Example, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import inception.models as models
+
+    full = models.create_model
+    monkeypatch.setattr(models, "create_model", lambda name, **options: full(name, **options, width=0.25))
+    printed = example("follow_one_batch", "--model", model, "--batch", 2)
+    assert "the gradient of the pixels has length" in printed
+    assert "no graph" not in printed
+
+
+def test_a_convolution_in_depth_agrees_with_its_parts(example: Example, tmp_path: Path) -> None:
+    printed = example("follow_one_batch", "--stop", "inception3a.branch2.1", "--out", tmp_path)
+    by_hand, by_op = (
+        float(re.search(rf"{what} +(?:.* = )?(\S+)$", printed, re.MULTILINE)[1]) for what in ("sum ", "conv2d ")
+    )
+    assert by_hand == pytest.approx(by_op, rel=1e-5)
+    forward, backward = map(float, re.search(r"by (\S+) in its result, and by (\S+) of", printed).groups())
+    assert forward < 1e-5
+    assert backward < 1e-4
+    assert pixels_drawn(tmp_path / "inception3a.branch2.1.png").std() > 10
+
+
+@pytest.mark.parametrize("stop", ["pixels", "maxpool1", "concat"])
+def test_other_stops_are_drawn(example: Example, tmp_path: Path, stop: str) -> None:
+    example("follow_one_batch", "--stop", stop, "--out", tmp_path)
+    assert pixels_drawn(tmp_path / f"{stop}.png").std() > 10
+
+
+def test_a_stop_that_is_none_gets_a_sentence(example: Example) -> None:
+    assert "there is no stop 'conv7'" in example("follow_one_batch", "--stop", "conv7", code=1)
+
+
+def test_own_op_is_proved_refused_and_trained(example: Example) -> None:
+    printed = example("own_op", "--steps", 60)
+    assert float(re.search(r"finite differences (\S+)", printed)[1]) < 1e-6
+    assert "swish_wrong: gradcheck: backward gives" in printed
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", printed)]
+    assert losses[-1] < 0.6 < losses[0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the examples train when no weights are given, on far fewer pictures."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        train = runpy.run_path(str(ROOT / "examples" / "subject.py"))["train"]
+    finally:
+        sys.path.pop(0)
+    path = tmp_path_factory.mktemp("subject") / "weights.npz"
+    train(32, path)
+    return path
+
+
+def test_naive_against_reduced(example: Example) -> None:
+    printed = example("naive_vs_reduced", "--train", 16, "--test", 10)
+    naive, reduced = (
+        int(re.search(rf"^{name} +\d+ +\S+ +(\S+)", printed, re.MULTILINE)[1].replace(",", ""))
+        for name in ("naive", "reduced")
+    )
+    pixels = 28 * 28
+    # 1×1, then each reduction and its convolution, then the projection, of 3a and 3b
+    a = 192 * 64 + 192 * 96 + 96 * 128 * 9 + 192 * 16 + 16 * 32 * 25 + 192 * 32
+    b = 256 * 128 + 256 * 128 + 128 * 192 * 9 + 256 * 32 + 32 * 96 * 25 + 256 * 64
+    assert reduced == pixels * (a + b)
+    wide = 192 + 64 + 128 + 32  # the pool of the naive module passes all its input on
+    assert naive == pixels * (192 * (64 + 128 * 9 + 32 * 25) + wide * (128 + 192 * 9 + 96 * 25))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "drawn"),
+    [
+        ("gradcam", ["--pictures", 7], ["gradcam.png"]),
+        ("features", ["--pictures", 60, "--units", 2, "--layer", "inception4a"], ["filters.png", "inception4a.png"]),
+        ("deepdream", ["--steps", 2, "--size", 48, "--layer", "inception3b"], ["inception3b.png"]),
+    ],
+)
+def test_a_trained_network_is_drawn(
+    example: Example, weights: Path, tmp_path: Path, name: str, options: list[object], drawn: list[str]
+) -> None:
+    example(name, "--weights", weights, "--out", tmp_path / "out", *options)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(drawn)
+    assert all(pixels_drawn(tmp_path / "out" / file).std() > 10 for file in drawn)
+
+
+def test_without_weights_a_model_is_trained_and_kept(example: Example, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = example("deepdream", "--train", 16, "--out", out, "--steps", 1, "--size", 32, "--layer", "conv1")
+    assert "kept in" in printed
+    assert (out / "weights.npz").exists()
+
+
+def test_a_dream_excites_its_layer_more(example: Example, weights: Path, tmp_path: Path) -> None:
+    printed = example("deepdream", "--weights", weights, "--out", tmp_path, "--steps", 5, "--layer", "inception3a")
+    before, after = map(float, re.search(r"mean square (\S+) before, (\S+) after", printed).groups())
+    assert after > 1.2 * before
+
+
+def test_heads_send_gradient_to_what_lies_before_them_alone(example: Example, tmp_path: Path) -> None:
+    printed = example("aux_heads", "--model", "googlenet_small", "--out", tmp_path)
+    times = {name: float(t) for name, t in re.findall(r"^(\w+) +\S+ +\S+ +([\d.]+)$", printed, re.MULTILINE)}
+    assert times["inception5b"] == times["maxpool2"] == 1
+    assert times["inception4d"] != 1
+    assert times["conv1"] != 1
+    assert pixels_drawn(tmp_path / "googlenet_small.png").std() > 10
