@@ -22,7 +22,7 @@ from minigrad.watch import each_op
 def main() -> None:
     words = parser(__doc__, "features")
     words.add_argument("--layer", help="a row of the network's table")
-    words.add_argument("--units", type=int, default=6, help="how many, those that differ most between pictures")
+    words.add_argument("--units", type=int, default=6, help="at most, each for another class (%(default)s)")
     words.add_argument("--pictures", type=int, default=500, help="to search (%(default)s)")
     options = words.parse_args()
     look = subject(options)
@@ -56,11 +56,15 @@ def main() -> None:
         places.append(flat.argmax(2))
         grid = a.shape[2:]
     value, place = np.concatenate(best), np.concatenate(places)  # (pictures, units)
-    units = np.argsort(-value.std(0) / (value.mean(0) + 1e-6))[: options.units]
+    tops = np.argsort(-value, axis=0)[:8]  # (8, units): the pictures that excite each most
+    chosen: dict[int, int] = {}  # a unit for each class that is the commonest among some unit's eight
+    for unit in np.argsort(-value.std(0) / (value.mean(0) + 1e-6)):
+        chosen.setdefault(int(np.bincount(look.dataset.labels[tops[:, unit]]).argmax()), unit)
+    units = list(chosen.values())[: options.units]
     path, h = options.out / f"{layer}.png", look.dataset.images.shape[1]
     with drawing(path, 9, 1.15 * len(units)) as figure:
         for unit, row in zip(units, figure.subplots(len(units), 9, squeeze=False), strict=True):
-            top = np.argsort(-value[:, unit])[:8]
+            top = tops[:, unit]
             labels = look.dataset.labels[top]
             common = np.bincount(labels).argmax()
             for axes in row:

@@ -22,7 +22,7 @@ import numpy as np
 from subject import told
 
 from inception.data import load_shapes, mean_and_std, normalise, open_data
-from inception.models import create_model
+from inception.models import create_model, list_models
 from inception.training import to_tensor
 from inception.training.report import drawing
 from inception.weights import load_model
@@ -293,7 +293,7 @@ def maps(axes: Any, x: np.ndarray, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="googlenet_small", help="see `python -m inception models` (%(default)s)")
+    parser.add_argument("--model", default="googlenet_small", help=f"{', '.join(list_models())} (%(default)s)")
     parser.add_argument("--weights", type=Path, help="a trained model instead of fresh weights")
     parser.add_argument("--data", default="shapes", help="shapes, a directory, an .npz: as for training (%(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="pictures (%(default)s)")

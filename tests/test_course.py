@@ -95,3 +95,22 @@ def test_what_a_walk_that_goes_on_at_once_makes_of_it(sends_all: bool, gradient:
     go_on(names["d"].node, np.float32(1))
     assert arrived[names["a"].node] == gradient
     assert runs[names["b"].node] == 2
+
+
+def test_batch_norm_backward_in_five_lines() -> None:
+    """Each line of the derivation as an array: x̂ and its Jacobian over the m pixels of one channel."""
+    rng = np.random.default_rng(0)
+    x, dy, gamma, eps, m = rng.standard_normal(6), rng.standard_normal(6), 1.5, 1e-5, 6
+    sigma = np.sqrt(x.var() + eps)
+    x_hat = (x - x.mean()) / sigma
+    dgamma, dbeta = (dy * x_hat).sum(), dy.sum()
+    dsigma = x_hat / m
+    jacobian = (np.eye(m) - 1 / m) / sigma - np.outer(x_hat, dsigma) / sigma  # dx̂ᵢ/dxⱼ
+    dx = (gamma * dy) @ jacobian
+    assert np.allclose(dx, gamma / sigma * (dy - dbeta / m - x_hat * dgamma / m), rtol=0, atol=1e-14)
+    t = Tensor(x.reshape(1, 1, 2, 3), requires_grad=True)
+    scale, shift = Tensor(np.array([gamma]), requires_grad=True), Tensor(np.zeros(1), requires_grad=True)
+    y = ops.batch_norm(t, scale, shift, np.zeros(1), np.ones(1), training=True, eps=eps)
+    y.backward(dy.reshape(1, 1, 2, 3))
+    assert np.allclose(t.grad.ravel(), dx, rtol=0, atol=1e-14)
+    assert np.allclose([scale.grad[0], shift.grad[0]], [dgamma, dbeta], rtol=0, atol=1e-14)

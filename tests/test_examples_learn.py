@@ -17,7 +17,7 @@ Example = Callable[..., str]
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Example:
-    """Run an example in an empty folder and return what it printed."""
+    """Run an example in an empty folder; return what it printed, or what it said as it failed with `code`."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.chdir(tmp_path)
 
@@ -25,9 +25,9 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
-        printed = capsys.readouterr().out
-        assert ended.value.code == code, printed
-        return printed
+        printed, said = capsys.readouterr()
+        assert ended.value.code == code, said
+        return said if code else printed
 
     return run
 
@@ -62,6 +62,8 @@ def test_every_kind_of_network_can_be_followed(example: Example, model: str, mon
     printed = example("follow_one_batch", "--model", model, "--batch", 2)
     assert "the gradient of the pixels has length" in printed
     assert "no graph" not in printed
+    losses = re.findall(r"cross_entropy +1 .* (\S+)$", printed, re.MULTILINE)
+    assert losses == (["1", "0.3", "0.3"] if model == "googlenet_paper" else ["1"])  # each head's loss counts 0.3
 
 
 def test_a_convolution_in_depth_agrees_with_its_parts(example: Example, tmp_path: Path) -> None:
@@ -82,8 +84,33 @@ def test_other_stops_are_drawn(example: Example, tmp_path: Path, stop: str) -> N
     assert pixels_drawn(tmp_path / f"{stop}.png").std() > 10
 
 
-def test_a_stop_that_is_none_gets_a_sentence(example: Example) -> None:
-    assert "there is no stop 'conv7'" in example("follow_one_batch", "--stop", "conv7", code=1)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--stop", "conv7"], "there is no stop 'conv7'"),
+        (["--model", "lenet"], "there is no model 'lenet'"),
+        (["--weights", "none.npz"], "none.npz: there is no such file"),
+        (["--data", "nowhere"], "'nowhere' is no data set"),
+        (["--batch", 1], "--batch must be at least 2"),
+    ],
+)
+def test_what_is_not_there_gets_a_sentence(example: Example, options: list[object], sentence: str) -> None:
+    said = example("follow_one_batch", *options, code=1)
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_pictures_from_files_are_named_with_their_bytes(example: Example, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "test"):
+        for name in ("dark", "light"):
+            (tmp_path / part / name).mkdir(parents=True)
+            noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+            image.fromarray(noise).save(tmp_path / part / name / "noise.png")
+    printed = example("follow_one_batch", "--data", tmp_path, "--batch", 2)
+    size = (tmp_path / "train" / "dark" / "noise.png").stat().st_size
+    assert f"noise.png, {size:,} bytes" in printed
+    assert "labels dark, light" in printed
 
 
 def test_own_op_is_proved_refused_and_trained(example: Example) -> None:
@@ -108,7 +135,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_naive_against_reduced(example: Example) -> None:
-    printed = example("naive_vs_reduced", "--train", 16, "--test", 10)
+    printed = example("naive_vs_reduced", "--train", 16, "--epochs", 1, "--test", 10)
     naive, reduced = (
         int(re.search(rf"^{name} +\d+ +\S+ +(\S+)", printed, re.MULTILINE)[1].replace(",", ""))
         for name in ("naive", "reduced")
