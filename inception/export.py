@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -65,7 +65,12 @@ def export_onnx(
     made.ir_version = 8  # of opset 17: readers refuse newer ones than they know
     helper.set_model_props(made, {"inception": json.dumps(about)})
     onnx.checker.check_model(made)
-    replace_file(path, lambda file: file.write(made.SerializeToString()))
+    content = made.SerializeToString()
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    replace_file(path, write)
 
 
 def _onnx() -> Any:

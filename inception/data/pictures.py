@@ -68,7 +68,7 @@ class Preprocessing(NamedTuple):
             raise DataError(f"the weights do not say how pictures are prepared: {', '.join(lacking)} (export --about)")
         try:
             found = cls(**{name: about[name] for name in cls._fields if name in about})
-            size, mean, std = (tuple(values) for values in found[:3])
+            size, mean, std = tuple(found.size), tuple(found.mean), tuple(found.std)
             numbers = np.array([mean, std], np.float64)
             fits = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
             fits = fits and numbers.shape == (2, 3) and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
@@ -79,7 +79,7 @@ class Preprocessing(NamedTuple):
         if not fits or found.channels not in ("RGB", "BGR"):
             given = {name: about[name] for name in cls._fields if name in about}
             raise DataError(f"the weights want pictures prepared in a way that is not understood: {str(given)[:200]}")
-        return found._replace(size=size, mean=mean, std=std)
+        return found._replace(size=(size[0], size[1]), mean=mean, std=std)
 
     def read(self, path: Path) -> np.ndarray:
         """The picture as (1, 3, H, W) float32, ready for the network. Raises what read_picture raises."""

@@ -96,7 +96,8 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
             count = about["options"]["num_classes"]
             if len(about.get("classes", ())) != count:
                 about["classes"] = [str(k) for k in range(count)]
-            return model.eval(), about
+            model.eval()
+            return model, about
         if name not in (None, about.get("model")):
             raise WeightsError(f"it holds {about.get('model')}, not {name}")
         if lacking := [key for key in _NEEDED if key not in about]:
@@ -105,7 +106,8 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
         model.load_state_dict(names.inward(model, arrays))
     except (MinigradError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: {error}") from None
-    return model.eval(), about
+    model.eval()
+    return model, about
 
 
 def shipped(name: str | None = None) -> Path:

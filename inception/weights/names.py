@@ -84,7 +84,7 @@ _RESNET = {
 
 _BLOCK = "branch1 branch2.0 branch2.1 branch3.0 branch3.1 branch4.1"
 _HEAD = "conv fc1 fc2"
-_MODULES = "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()
+_MODULES = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
 _GOOGLENET = {
     **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
     **{f"inception{x}": f"inception{x}: {_BLOCK}" for x in _MODULES},
@@ -99,7 +99,7 @@ _UVA = {
     "conv1": "input_net: 0/1",
     **{
         f"inception{x}": f"inception_blocks.{i}: {_UVA_BLOCK}"
-        for x, i in zip("3a 3b 4a 4b 4c 4d 5a 5b".split(), (0, 1, 3, 4, 5, 6, 8, 9), strict=True)
+        for x, i in zip(["3a", "3b", "4a", "4b", "4c", "4d", "5a", "5b"], (0, 1, 3, 4, 5, 6, 8, 9), strict=True)
     },
     "fc1": "output_net.2",
 }
@@ -156,7 +156,7 @@ PROJECTS = [
             "size": [32, 32],
             "mean": [0.49139968, 0.48215841, 0.44653091],
             "std": [0.24703223, 0.24348513, 0.26158784],
-            "classes": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+            "classes": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
         },
     ),
 ]
@@ -185,7 +185,7 @@ def plain(state: Mapping[str, np.ndarray]) -> State:
 
 def their_names(model: Inception, project: Project) -> dict[str, str]:
     """Our name -> theirs, for every array of the model, whose rows are all theirs."""
-    names = {}
+    names: dict[str, str] = {}
     for row, module in model.children():
         units = list(_units(row, module))
         if not units:
@@ -277,7 +277,8 @@ def _by_name(state: State, project: Project, build: Callable[..., Inception]) ->
     if options["aux_logits"] and len(heads) == 2:
         # The first head looks at 512 channels, the second at 528.
         first, second = heads.values()
-        if state.get(f"{first}.conv.conv.weight", np.empty(0)).shape == model.aux2.conv.conv.weight.shape:
+        named = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if state.get(f"{first}.conv.conv.weight", np.empty(0)).shape == named["aux2.conv.conv.weight"]:
             other = {first: second, second: first}
             names = {n: re.sub(r"^aux\d", lambda head: other[head[0]], theirs) for n, theirs in names.items()}
             swapped = "; its heads had exchanged their names"
@@ -302,7 +303,8 @@ def _by_order(state: State, name: str, build: Callable[..., Inception]) -> tuple
     if len(_layers(model.state_dict())) < len(theirs) and model.form.head is not None:
         options = {"num_classes": classes, "aux_logits": True}
         model = build(name, **options)
-    ours, taken = _layers(model.state_dict()), {}
+    ours = _layers(model.state_dict())
+    taken: dict[tuple[str, str], np.ndarray] = {}
     for number, ((path, layer), (other, given)) in enumerate(zip(ours.items(), theirs.items(), strict=False), 1):
         want, have = ({word: array.shape for word, array in of.items()} for of in (layer, given))
         if want != have:

@@ -52,8 +52,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: not a readable .npz file ({reason}); it may be damaged or cut short") from None
 
 
-def check_plain(path: Path, archive: zipfile.ZipFile) -> None:
+def check_plain(path: Path, archive: zipfile.ZipFile | None) -> None:
     """Raise WeightsError if the members promise more than the file holds: it is compressed, or a zip bomb."""
+    assert archive is not None  # numpy has just opened it
     promised, there = sum(member.file_size for member in archive.infolist()), path.stat().st_size
     if promised > there:
         raise WeightsError(

@@ -31,7 +31,7 @@ _DTYPES = {
     "BoolStorage": "|b1",
 }  # fmt: skip
 _STORAGES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BFloat16Storage"}
-_LONGEST_PICKLE = 1 << 24  # bytes, 16 to an instruction; those of the largest networks here have 100,000
+_LONGEST_PICKLE = 1 << 24  # bytes, 64 to an instruction; those of the largest networks here have 100,000
 _ABOUT = "inception.json"  # a member of the archive that PyTorch does not look at
 
 
@@ -87,8 +87,8 @@ def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file") from None
-    except Refused as reason:
-        raise WeightsError(f"{path}: {reason}; nothing of it was run") from None
+    except Refused as error:
+        raise WeightsError(f"{path}: {error}; nothing of it was run") from None
     except Exception as error:  # a damaged file can raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); it may be damaged or cut short") from None
@@ -246,7 +246,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        for operation, argument, _ in itertools.islice(self.operations, _LONGEST_PICKLE // 16):
+        for operation, argument, _ in itertools.islice(self.operations, _LONGEST_PICKLE // 64):
             if operation.name == "STOP":
                 return self.stack.pop()
             self.step(operation.name, argument)

@@ -109,8 +109,8 @@ def _places(path: Path, header: dict[str, Any], size: int) -> dict[str, tuple[st
             raise WeightsError(f"{path}: its header does not say what {name[:80]!r} is: {str(entry)[:80]}") from None
         if math.prod(shape) * wide != end - start:
             raise WeightsError(
-                f"{path}: {name[:80]!r} of shape {str(tuple(shape))[:80]} in {code} has {end - start:,} bytes instead of "
-                f"{str(math.prod(shape) * wide)[:40]}"
+                f"{path}: {name[:80]!r} of shape {str(tuple(shape))[:80]} in {code} has {end - start:,} bytes, "
+                f"it would need {str(math.prod(shape) * wide)[:40]}"
             )
         spans[name], places[name] = (start, end), (code, shape)
     before, last = 0, "the header"
