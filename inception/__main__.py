@@ -1,8 +1,9 @@
-"""The command line: python -m inception train | evaluate | predict | summary."""
+"""The command line: python -m inception train | evaluate | predict | export | summary | compare."""
 
 from __future__ import annotations
 
 import argparse
+import json as json_
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from inception.data import DataError, Loader, find_pictures, normalise, open_data, read_picture
-from inception.models import create_model, list_models
+from inception.data import DataError, Loader, Preprocessing, find_pictures, open_data
+from inception.export import export_onnx
+from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
-from inception.weights import load_model
+from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
 from minigrad import no_grad, ops
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError
+from minigrad.watch import columns
 
 _EXIT_CODES = """exit codes:
   0    done
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
 
 def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
     """What to lower when the memory is not enough."""
-    if command is _summary:
+    if command in (_summary, _export):
         return "lower --size"
     if "resume" in args:
         return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
@@ -200,7 +203,10 @@ def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
             f"tells apart ({_some(about['classes'])})"
         )
-    mean, std = np.array(about["mean"]), np.array(about["std"])
+    prepared = Preprocessing.of(about)
+    if prepared.channels != "RGB":
+        raise DataError(f"{weights}: evaluate reads pictures as RGB, this network wants {prepared.channels}")
+    mean, std = np.array(prepared.mean), np.array(prepared.std)
     loss, right, seen = tally(model, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
     shares = [float(r / s) if s else float("nan") for r, s in zip(right, seen, strict=True)]
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
@@ -246,15 +252,26 @@ def _add_evaluate(commands: Any) -> None:
 # ---- predict ----
 
 
-def _predict(weights: Path, pictures: list[Path], top: int, quiet: bool, json: bool) -> int:
+_WEIGHTS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt")
+
+
+def _predict(weights: Path | None, pictures: list[Path], model: str | None, top: int, quiet: bool, json: bool) -> int:
     if top < 1:
         raise DataError(f"--top must be at least 1, got {top}")
-    model, about = load_model(weights)
-    mean, std, size = np.array(about["mean"]), np.array(about["std"]), tuple(about["size"])
+    if weights is None and pictures[0].suffix in _WEIGHTS:
+        weights, *pictures = pictures
+        if not pictures:
+            raise DataError(f"{weights} are weights: name pictures after them")
+    elif weights is None:
+        weights = shipped()
+    elif not weights.suffix and not weights.exists():
+        weights = shipped(str(weights))
+    network, about = load_model(weights, model)
+    prepared = Preprocessing.of(about)
     unreadable = 0
     for path in find_pictures(pictures):
         try:
-            picture = read_picture(path, size)
+            picture = prepared.read(path)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             if json:
@@ -262,7 +279,7 @@ def _predict(weights: Path, pictures: list[Path], top: int, quiet: bool, json: b
             unreadable += 1
             continue
         with no_grad():
-            logits = model(to_tensor(normalise(picture[None], mean, std)))
+            logits = network(to_tensor(picture))
             chances = to_host(ops.softmax(logits).data)[0].astype(float)
         ranked = [int(k) for k in chances.argsort()[::-1][:top]]
         best = [{"class": about["classes"][k], "probability": float(chances[k])} for k in ranked]
@@ -281,29 +298,117 @@ def _add_predict(commands: Any) -> None:
         help="what is in these pictures?",
         description="The most likely classes of each picture, by a network that train has written. A picture that\n"
         "cannot be read is named on standard error, and the others are still looked at.\n\n"
-        "example: python -m inception predict runs/weights.npz picture.png directory/",
+        "examples:\n"
+        "  python -m inception predict picture.png                               by the model that comes with it\n"
+        "  python -m inception predict runs/weights.npz picture.png directory/   by one of yours\n"
+        "  python -m inception predict googlenet-1378be20.pth picture.png        by torchvision's, as it is",
+        usage="%(prog)s [options] [WEIGHTS] PICTURE|DIR …",
         epilog=_EXIT_CODES,
         **_FORMAT,
     )
-    parser.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="an .npz that training has written, or a checkpoint"
-    )
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE|DIR", help="files, or directories of them")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default: 3)")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE|DIR",
+                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}")  # fmt: skip
+    parser.add_argument("--weights", type=Path, default=None, metavar="FILE|NAME",
+                        help="weights, or the name of a shipped model (default: the shipped one)")  # fmt: skip
+    _add_foreign(parser)
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default: 5)")
     _add_machine(parser)
     parser.set_defaults(command=_predict, quiet=False, json=False)
+
+
+def _add_foreign(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=list_models(), default=None, metavar="MODEL",
+                        help="the network, if the names in weights of another project do not tell it: its arrays are "
+                        "then taken by their order")  # fmt: skip
+
+
+# ---- export ----
+
+
+def _export(source: str, to: Path, size: int | None, model: str | None, about: Path | None, fold: bool, quiet: bool,
+            json: bool) -> int:  # fmt: skip
+    if to.suffix not in (".onnx", ".safetensors", ".pth", ".npz"):
+        raise WeightsError(f"--to {to}: the name must end in .onnx, .safetensors, .pth or .npz")
+    if source in list_models() and not Path(source).exists():
+        network = create_model(source)
+        classes = [str(k) for k in range(network.fc1.weight.shape[0])]
+        side, half = network.form.size.native, [0.5] * 3
+        options = {"num_classes": len(classes), "aux_logits": network.aux_logits}
+        known: dict[str, Any] = {"model": source, "options": options, "classes": classes, "size": [side, side],
+                                 "mean": half, "std": half, "weights": "fresh, not trained"}  # fmt: skip
+    else:
+        network, known = load_model(Path(source), model)
+    known |= _description(about, len(known["classes"])) if about else {}
+    check_place(to)
+    if to.suffix == ".onnx":
+        height, width = (size, size) if size else known.get("size", [network.form.size.native] * 2)
+        export_onnx(to, network, (known["options"].get("in_channels", 3), height, width), known, fold=fold)
+    else:
+        Preprocessing.of(known)  # raises if predict could not use it
+        save_weights(to, network, {key: value for key, value in known.items() if key != "format"})
+    count = sum(parameter.size for parameter in network.parameters())
+    if json:
+        print(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": count,
+                       "read": known.get("source", "")}))  # fmt: skip
+    elif not quiet:
+        if "source" in known:
+            print(f"read {known['source']}")
+        print(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes")
+    return 0
+
+
+def _description(path: Path, classes: int) -> dict[str, Any]:
+    """What a file of JSON says of weights that do not say it themselves."""
+    try:
+        given = json_.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"--about {path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(given, dict) or (wrong := {"model", "options", "format"} & given.keys()):
+        raise WeightsError(f"--about {path}: an object with classes, size, mean, std and the like is wanted"
+                           + (f", without {', '.join(sorted(wrong))}" if isinstance(given, dict) else ""))  # fmt: skip
+    names = given.get("classes", [""] * classes)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise WeightsError(f"--about {path}: classes must be the {classes} names of the outputs, in order")
+    return given
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a network for other programs",
+        description="Write a network and what is known of it as ONNX, safetensors, PyTorch's .pth or our .npz.\n"
+        "Weights of torchvision, timm and the UvA tutorial are read as they are; nothing in a file is executed.\n\n"
+        "examples:\n"
+        "  python -m inception export runs/weights.npz --to model.onnx\n"
+        "  python -m inception export googlenet-1378be20.pth --to googlenet.safetensors --about imagenet.json",
+        epilog=_EXIT_CODES,
+        **_FORMAT,
+    )
+    parser.add_argument("source", metavar="WEIGHTS|MODEL", help="a file, or a network with fresh weights")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".onnx, .safetensors, .pth or .npz")
+    parser.add_argument("--size", type=int, default=None, metavar="S",
+                        help="ONNX: side of the pictures, pixels (default: that of the weights)")  # fmt: skip
+    parser.add_argument("--fold", action=argparse.BooleanOptionalAction, default=True,
+                        help="ONNX: batch norm within the filters (default: yes)")  # fmt: skip
+    _add_foreign(parser)
+    parser.add_argument("--about", type=Path, default=None, metavar="FILE",
+                        help="JSON with what the weights do not say: classes, size, mean, std, resize, interpolation, "
+                        "channels")  # fmt: skip
+    _add_machine(parser)
+    parser.set_defaults(command=_export, quiet=False, json=False)
 
 
 # ---- summary ----
 
 
-def _summary(
-    model: str, size: int | None, classes: int | None, aux: bool | None, depth: int | None, quiet: bool, json: bool
-) -> int:
+def _summary(model: str, size: int | None, classes: int | None, aux: bool | None, depth: int | None, table_1: bool,
+             quiet: bool, json: bool) -> int:  # fmt: skip
     if size is not None and size < 1:
         raise DataError(f"--size must be at least 1, got {size}")
     network = create_model(model, num_classes=classes, aux_logits=aux)
-    size = size or network.form.size.native
+    if table_1 and model in ("googlenet", "googlenet_paper") and size is None and not classes and not depth:
+        return _table_1(json)
+    size, depth = size or network.form.size.native, 1 if table_1 else depth
     found = minigrad.summary(network, (3, size, size), depth=depth)
     if json:
         rows = [row._asdict() for row in found.rows]
@@ -311,6 +416,55 @@ def _summary(
     else:
         print(found)
     return 0
+
+
+def _table_1(json: bool) -> int:
+    """Table 1 of the paper beside what its channels come to."""
+    rows = googlenet.table_1_beside_ours()
+    if json:
+        for row in rows:
+            agree = {"parameters_agree": row.parameters_agree, "operations_agree": row.operations_agree}
+            print(as_json({**row._asdict(), **agree}))
+        return 0
+    lines: list[tuple[str, ...]] = [("row", "", "stated params", "weights here", "stated ops", "multiply-adds here")]
+    for row in rows:
+        marks = "" if row.parameters_agree and row.operations_agree else "≠"
+        lines.append((row.name, marks, f"{row.stated_k:g}K", f"{row.weights / 1024:.1f}K", f"{row.stated_m:g}M",
+                      f"{row.multiply_adds / 1e6:.1f}M"))  # fmt: skip
+    print("Table 1 of arXiv:1409.4842 beside googlenet_paper; K is 1024 weights without biases, M a million")
+    print(columns(lines, left=2))
+    for row in rows:
+        if row.remark:
+            print(f"{row.name}: {row.remark}")
+    return 0
+
+
+def _compare(models: list[str], quiet: bool, json: bool) -> int:
+    found = compare(*models)
+    if json:
+        for line in found:
+            print(as_json(line._asdict()))
+        return 0
+    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "kept for backward")]
+    for line in found:
+        lines.append((line.name, str(line.size), *(f"{n:,}" for n in line[3:])))
+    print(columns(lines, left=1))
+    return 0
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="what the networks cost, side by side",
+        description="Size of the pictures, parameters, and for one picture multiply-adds and bytes kept for backward,\n"
+        "each network as published. Parameters and multiply-adds are without auxiliary heads.\n\n"
+        "example: python -m inception compare googlenet inception_v3 inception_v4",
+        epilog=_EXIT_CODES,
+        **_FORMAT,
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="(default: all of them)")
+    _add_machine(parser)
+    parser.set_defaults(command=_compare, models=[], quiet=False, json=False)
 
 
 def _add_summary(commands: Any) -> None:
@@ -329,6 +483,8 @@ def _add_summary(commands: Any) -> None:
     parser.add_argument("--classes", type=int, default=None, metavar="N", help="(default: as published)")
     parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None, help="with auxiliary heads")
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")
+    parser.add_argument("--table-1", action="store_true", default=False,
+                        help="the rows of the paper's table; GoogLeNet: beside its numbers")  # fmt: skip
     _add_machine(parser)
     parser.set_defaults(command=_summary, quiet=False, json=False)
 
@@ -362,7 +518,7 @@ def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> Non
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, epilog=_EXIT_CODES, **_FORMAT)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_summary):
+    for add in (_add_train, _add_evaluate, _add_predict, _add_export, _add_summary, _add_compare):
         add(commands)
     return parser
 

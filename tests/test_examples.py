@@ -352,7 +352,7 @@ def test_a_summary(inception: Program) -> None:
     assert "--size" in sentence(inception("summary", "googlenet", "--size", 0))
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["summary"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["export"], ["summary"], ["compare"]])
 def test_help_tells_exit_codes(inception: Program, command: list[str]) -> None:
     outcome = inception(*command, "--help")
     assert outcome.code == 0
@@ -434,14 +434,14 @@ def test_pictures_of_every_kind(program: Program, weights: Path, tmp_path: Path)
 
 
 def test_the_prediction_is_the_models(program: Program, weights: Path, cifar: Path, tmp_path: Path) -> None:
-    """A picture of the data set gives what the model says of it, and three classes if nothing else is asked for."""
+    """A picture of the data set gives what the model says of it, and five classes if nothing else is asked for."""
     image = pytest.importorskip("PIL.Image")
     picture = load_cifar10(cifar)[1].images[2]
     image.fromarray(picture).save(tmp_path / "p.png")
     model, about = load_model(weights)
     with no_grad():
         logits = model(to_tensor(normalise(picture[None], np.array(about["mean"]), np.array(about["std"]))))
-    best = to_host(logits.data)[0].argsort()[::-1][:3]
+    best = to_host(logits.data)[0].argsort()[::-1][:5]
     lines = program("predict.py", weights, tmp_path / "p.png").out.splitlines()
     assert [line.split()[-1] for line in lines[1:]] == [NAMES[k] for k in best]
 
@@ -550,4 +550,4 @@ def test_a_terminal_that_knows_ascii_only(weights: Path, tmp_path: Path) -> None
     image.new("RGB", (32, 32), "white").save(tmp_path / "p.png")
     outcome = run_alone("predict.py", weights, tmp_path / "p.png", PYTHONIOENCODING="ascii")
     assert outcome.code == 0, outcome.err
-    assert len(outcome.out.splitlines()) == 4
+    assert len(outcome.out.splitlines()) == 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from inception.data.augment import normalise
 from inception.data.dataset import DataError, Dataset
 from minigrad.threads import each
 
@@ -16,8 +17,13 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")  # and no other: for EPS
 _KEPT = 1 << 30  # bytes of decoded pictures that may stay in memory
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_picture(
+    path: Path, size: tuple[int, int], *, resize: int | None = None, interpolation: str = "bicubic"
+) -> np.ndarray:
     """The picture as (H, W, 3) uint8 of `size` = (H, W): scaled so that it covers the size, cut in the middle.
+
+    resize          scale it so that its shorter side has so many pixels instead, at least those of the size
+    interpolation   bicubic, bilinear, …: a name of Pillow's Resampling
 
     It is turned as its EXIF orientation says. Grey, palette, transparent (on black), CMYK and 16-bit pictures are
     converted to RGB. JPEG is decoded at 1/2, 1/4 or 1/8 while that is at least twice the size.
@@ -29,13 +35,58 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
         with image.open(path, formats=_FORMATS) as picture:
             if image.MAX_IMAGE_PIXELS and picture.width * picture.height > image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{picture.width}×{picture.height} pixels are too many: make it smaller")
-            picture.draft(None, (2 * max(size), 2 * max(size)))
+            least = 2 * max(*size, resize or 0)
+            picture.draft(None, (least, least))
             ops.exif_transpose(picture, in_place=True)
-            return np.asarray(ops.fit(_to_rgb(picture), size[::-1], image.Resampling.BICUBIC), dtype=np.uint8)
+            method = image.Resampling[interpolation.upper()]
+            if resize is None:
+                return np.asarray(ops.fit(_to_rgb(picture), size[::-1], method), dtype=np.uint8)
+            short, (h, w) = min(picture.size), size
+            scaled = _to_rgb(picture).resize(tuple(resize * side // short for side in picture.size), method)
+            left, top = (round((side - wanted) / 2) for side, wanted in zip(scaled.size, (w, h), strict=True))
+            return np.asarray(scaled.crop((left, top, left + w, top + h)), dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged picture can raise anything
         raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
+
+
+class Preprocessing(NamedTuple):
+    """How a network wants its pictures: stored beside its weights, applied before it, and no part of it."""
+
+    size: tuple[int, int]  # (H, W), pixels
+    mean: tuple[float, ...]  # of each channel, of values in [0, 1]
+    std: tuple[float, ...]
+    resize: int | None = None  # see read_picture
+    interpolation: str = "bicubic"
+    channels: str = "RGB"  # or "BGR"
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Preprocessing:
+        """From the description of weights. Raises DataError if it does not say, or says what cannot be done."""
+        if lacking := [name for name in cls._fields[:3] if name not in about]:
+            raise DataError(f"the weights do not say how pictures are prepared: {', '.join(lacking)} (export --about)")
+        try:
+            found = cls(**{name: about[name] for name in cls._fields if name in about})
+            size, mean, std = tuple(found.size), tuple(found.mean), tuple(found.std)
+            numbers = np.array([mean, std], np.float64)
+            fits = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+            fits = fits and numbers.shape == (2, 3) and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
+            fits = fits and (found.resize is None or (type(found.resize) is int and found.resize >= max(size)))
+            fits = fits and found.interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
+        except (TypeError, ValueError):
+            fits = False
+        if not fits or found.channels not in ("RGB", "BGR"):
+            given = {name: about[name] for name in cls._fields if name in about}
+            raise DataError(f"the weights want pictures prepared in a way that is not understood: {str(given)[:200]}")
+        return found._replace(size=(size[0], size[1]), mean=mean, std=std)
+
+    def read(self, path: Path) -> np.ndarray:
+        """The picture as (1, 3, H, W) float32, ready for the network. Raises what read_picture raises."""
+        picture = read_picture(path, self.size, resize=self.resize, interpolation=self.interpolation)
+        if self.channels == "BGR":
+            picture = np.ascontiguousarray(picture[:, :, ::-1])
+        return normalise(picture[None], np.array(self.mean), np.array(self.std))
 
 
 def _pillow() -> tuple[Any, Any]:

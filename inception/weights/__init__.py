@@ -1,0 +1,146 @@
+"""Weights on disk: our .npz, safetensors, and PyTorch's .pth and .ckpt, written by us or by others.
+
+Whatever the file, nothing in it is executed. What `about` says of a model:
+
+    model, options      what create_model builds
+    classes             their names, in the order of the outputs
+    size, mean, std     how pictures are prepared, with more of data.Preprocessing where it differs from its defaults
+    …                   and what is worth knowing, as data, command, test_accuracy
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inception.models import Inception, create_model
+from inception.weights import names
+from inception.weights.files import WeightsError, check_place, replace_file
+from inception.weights.npz import (
+    ABOUT,
+    CHECKPOINT,
+    FORMAT,
+    as_text,
+    read_arrays,
+    read_npz,
+    take_description,
+    write_arrays,
+    write_npz,
+)
+from inception.weights.pytorch import read_pytorch, write_pytorch
+from inception.weights.safetensors import read_safetensors, write_safetensors
+from minigrad.errors import MinigradError
+from minigrad.nn import Module
+
+_SHIPPED = Path(__file__).with_name("shipped")
+_NEEDED = ("model", "options", "classes", "mean", "std", "size")
+
+
+def save_weights(path: Path, model: Module, about: dict[str, Any]) -> None:
+    """Write the model's state to `path`: a new file takes the old one's place at once, or nothing changes.
+
+    path    .safetensors and .pth are written as such, anything else as .npz. A .pth has the names of the project
+            whose network it is (see names.PROJECTS), if there is one, so that its own code loads it
+    about   what `load_model` and `predict` need: model, options (of create_model), classes, mean, std, size;
+            and whatever else is worth knowing, as plain JSON values
+    """
+    state = model.state_dict()
+    if path.suffix == ".safetensors":
+        write_safetensors(path, state, {ABOUT: json.dumps({"format": FORMAT, **about})})
+    elif path.suffix == ".pth":
+        theirs = names.outward(model)
+        write_pytorch(path, {theirs[name]: array for name, array in state.items()}, {"format": FORMAT, **about})
+    else:
+        write_npz(path, state, about)
+
+
+def load_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays by name, and `about`, which is empty if the file is not ours; of a checkpoint those to use it with.
+
+    Raises WeightsError naming the file and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return read_npz(path)  # says what is wrong
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        arrays, texts = read_safetensors(path)
+        return arrays, _described(path, texts)
+    if start.startswith(b"\x80") or path.suffix in (".pth", ".pt", ".ckpt"):
+        return read_pytorch(path)
+    return read_npz(path)
+
+
+def _described(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata of a safetensors file say in our way."""
+    if ABOUT not in texts:
+        return {}
+    return take_description(path, {ABOUT: np.array(texts[ABOUT])}, ABOUT, FORMAT)
+
+
+def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str, Any]]:
+    """The model that a weights file describes, with its weights, in evaluation mode; and `about`.
+
+    name   of the network: for a file of another project in which the names of the arrays do not tell it. The arrays
+           are then taken by their order. `about` says what has been done under "source", and numbers the classes.
+    """
+    arrays, about = load_weights(path)
+    try:
+        if not about:
+            model, about = names.adopt(arrays, name)
+            count = about["options"]["num_classes"]
+            if len(about.get("classes", ())) != count:
+                about["classes"] = [str(k) for k in range(count)]
+            model.eval()
+            return model, about
+        if name not in (None, about.get("model")):
+            raise WeightsError(f"it holds {about.get('model')}, not {name}")
+        if lacking := [key for key in _NEEDED if key not in about]:
+            raise WeightsError(f"its description lacks {', '.join(lacking)}")
+        model = create_model(about["model"], **about["options"])
+        model.load_state_dict(names.inward(model, arrays))
+    except (MinigradError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}") from None
+    model.eval()
+    return model, about
+
+
+def shipped(name: str | None = None) -> Path:
+    """The file of a model that comes with the package: by the name of the file, or the only one.
+
+    Raises WeightsError that says what there is.
+    """
+    found = {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
+    if not found:
+        raise WeightsError(
+            "no trained model is shipped with this version: train one (python -m inception train --data cifar10), and "
+            "give its file (predict --weights runs/cifar10-googlenet_small/weights.npz PICTURE)"
+        )
+    if name is None:
+        return next(iter(found.values()))
+    if name not in found:
+        raise WeightsError(f"no shipped model is called {name!r}: there is {', '.join(found)}")
+    return found[name]
+
+
+__all__ = [
+    "ABOUT",
+    "CHECKPOINT",
+    "FORMAT",
+    "WeightsError",
+    "as_text",
+    "check_place",
+    "load_model",
+    "load_weights",
+    "read_arrays",
+    "replace_file",
+    "save_weights",
+    "shipped",
+    "take_description",
+    "write_arrays",
+]

@@ -1,0 +1,94 @@
+"""Our own form of weights: one `.npz` with every array of the model, and what is needed to use it again.
+
+The file is read with `allow_pickle=False`: nothing in it is ever executed. A checkpoint (training/checkpoint.py) is
+such a file with more in it, and can be used like one.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inception.weights.files import WeightsError, replace_file
+
+FORMAT = 1
+ABOUT, CHECKPOINT = "about.json", "checkpoint.json"  # what describes weights; what makes a file a checkpoint too
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write the arrays and what is to be known of them (JSON values), by `replace_file`."""
+    write_arrays(path, {**arrays, ABOUT: as_text({"format": FORMAT, **about})})
+
+
+def as_text(description: dict[str, Any]) -> np.ndarray:
+    """A description as an array of one string, which an .npz can hold."""
+    return np.array(json.dumps(description))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz by `replace_file`."""
+    replace_file(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name. Raises WeightsError naming the file and what is wrong with it."""
+    try:
+        with open(path, "rb") as file:  # np.load itself would leave a damaged file open
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise WeightsError(f"{path}: one bare array, not a weights file (.npz)")
+            check_plain(path, archive.zip)
+            return {name: archive[name] for name in archive.files}
+    except WeightsError:
+        raise
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file") from None
+    except Exception as error:  # a damaged archive can raise anything, MemoryError included
+        reason = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path}: not a readable .npz file ({reason}); it may be damaged or cut short") from None
+
+
+def check_plain(path: Path, archive: zipfile.ZipFile | None) -> None:
+    """Raise WeightsError if the members promise more than the file holds: it is compressed, or a zip bomb."""
+    assert archive is not None  # numpy has just opened it
+    promised, there = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    if promised > there:
+        raise WeightsError(
+            f"{path}: its members promise {promised:,} bytes, the file has {there:,}; weights are stored uncompressed"
+        )
+
+
+def take_description(path: Path, arrays: dict[str, np.ndarray], name: str, newest: int) -> dict[str, Any]:
+    """Remove a description from the arrays and return it. Raises WeightsError if it cannot be understood."""
+    try:
+        description = json.loads(str(arrays.pop(name)))
+        version = description["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise WeightsError(f"{path}: its description {name!r} is damaged") from None
+    if version != newest:
+        raise WeightsError(f"{path}: written in format {version}, this version reads format {newest}: update it")
+    return description
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays by name, and `about`; of a checkpoint those by which a model is used, averaged if it says so.
+
+    Raises WeightsError naming the file and what is wrong with it.
+    """
+    arrays = read_arrays(path)
+    if ABOUT not in arrays:
+        raise WeightsError(f"{path}: an .npz file, but not written by this project (it lacks {ABOUT!r})")
+    about = take_description(path, arrays, ABOUT, FORMAT)
+    if arrays.pop(CHECKPOINT, None) is None:
+        return arrays, about
+    try:
+        if count := about["average_count"]:
+            averages = {name.removeprefix("average/"): x for name, x in arrays.items() if name.startswith("average/")}
+            return {name: x * (1.0 / count) for name, x in averages.items()}, about
+    except (KeyError, TypeError):
+        raise WeightsError(f"{path}: its description {ABOUT!r} does not say how its average was taken") from None
+    return {name: x for name, x in arrays.items() if "/" not in name}, about

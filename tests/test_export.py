@@ -1,0 +1,161 @@
+"""ONNX: the graph gives the network's logits, in another program, for any batch; and the command that writes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inception.__main__ import main
+from inception.export import ExportError, export_onnx
+from inception.models import create_model, list_models
+from inception.weights import load_model, save_weights
+from minigrad import Tensor, nn, no_grad, ops
+from minigrad.backend import asarray, to_host
+from minigrad.random import Key, normal, uniform
+
+onnx = pytest.importorskip("onnx", reason="writes ONNX, which is not installed")
+ort = pytest.importorskip("onnxruntime", reason="runs ONNX, which is not installed")
+
+
+def shaken(model: Any) -> Any:
+    """Everything that starts at zero or one moved off it, so that nothing cancels; in evaluation."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.ndim == 1:
+            tensor.data += asarray(0.2 * uniform(Key(3).fold(name), tensor.shape)).astype(tensor.dtype)
+    return model.eval()
+
+
+def answers(path: Path, pictures: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"pictures": pictures})[0]
+
+
+def agree(path: Path, model: Any, size: tuple[int, int, int], tolerance: float = 1e-4) -> None:
+    for batch in (1, 3):
+        x = normal(Key(1).fold(batch), (batch, *size)).astype(np.float32)
+        with no_grad():
+            wanted = to_host(model(Tensor(asarray(x))).data)
+        scale = max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(answers(path, x), wanted, rtol=0, atol=tolerance * scale)
+        assert wanted.std() > 0
+
+
+def least(model: Any) -> int:
+    size = model.form.size
+    return size.native if size.least is None else max(size.least, size.multiple)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_in_small(tmp_path: Path, name: str, fold: bool) -> None:
+    width = 0.25 if name.startswith("googlenet_s") else 0.125
+    model = shaken(create_model(name, num_classes=5, aux_logits=False, width=width))
+    size = (3, least(model), least(model))
+    export_onnx(tmp_path / "m.onnx", model, size, {"classes": ["a"]}, fold=fold)
+    agree(tmp_path / "m.onnx", model, size)
+    written = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    kinds = [node.op_type for node in written.graph.node]
+    units = sum(isinstance(module, nn.ConvNormReLU) for _, module in model.named_modules())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for _, module in model.named_modules())
+    assert kinds.count("BatchNormalization") == (norms - units if fold else norms)
+    assert {p.key: json.loads(p.value) for p in written.metadata_props} == {"inception": {"classes": ["a"]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_as_published(tmp_path: Path, name: str) -> None:
+    model = shaken(create_model(name))
+    size = (3, model.form.size.native, model.form.size.native)
+    export_onnx(tmp_path / "m.onnx", model, size, {})
+    agree(tmp_path / "m.onnx", model, size)
+
+
+class Odd(nn.Module):
+    """One op of each kind that needs care."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, count_padding=False, ceil_mode=True),
+        nn.AvgPool2d((3, 2), (2, 1), (1, 0)),
+        nn.Conv2d(4, 6, (1, 3), padding=(0, 1), stride=(2, 1), groups=2),
+        nn.LocalResponseNorm(3, alpha=0.5, k=2.0),
+        nn.BatchNorm2d(4, relu=True),
+    ],
+    ids=lambda layer: repr(layer),
+)
+@pytest.mark.parametrize("size", [(4, 7, 10), (4, 8, 9)])
+def test_layers_of_odd_sizes(tmp_path: Path, layer: nn.Module, size: tuple[int, int, int]) -> None:
+    model = Odd(layer).eval()
+    export_onnx(tmp_path / "m.onnx", model, size, {})
+    agree(tmp_path / "m.onnx", model, size, 1e-6)
+
+
+class Softly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.softmax(x.flatten())
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, ::-1].flatten()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Softly(), "softmax in .model. has no counterpart"),
+        (Turned(), "index in .model. does more than reshape"),
+        (Odd(nn.AdaptiveAvgPool2d(2)), r"layers\.0: an adaptive pool"),
+        (Odd(nn.LocalResponseNorm(4)), r"layers\.0: ONNX centres"),
+        (Odd(nn.AvgPool2d(2, 2, ceil_mode=True)), r"layers\.0: a mean in ceil mode"),
+    ],
+)
+def test_what_onnx_has_no_word_for(tmp_path: Path, model: nn.Module, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export_onnx(tmp_path / "m.onnx", model, (3, 5, 5), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ExportError, match=r"pip install 'inception-minigrad\[onnx\]'"):
+        export_onnx(tmp_path / "m.onnx", Softly(), (3, 5, 5), {})
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = create_model("googlenet_small").train()
+    before = model.state_dict()
+    export_onnx(tmp_path / "m.onnx", model, (3, 8, 8), {})
+    assert model.training
+    assert all(np.array_equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_from_trained_weights_to_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command, from a PyTorch file that knows its pictures."""
+    model = shaken(create_model("googlenet_small", num_classes=3))
+    about: dict[str, Any] = {"model": "googlenet_small", "options": {"num_classes": 3}, "classes": ["a", "b", "c"],
+                             "mean": [0.5] * 3, "std": [0.25] * 3, "size": [16, 12]}  # fmt: skip
+    save_weights(tmp_path / "w.pth", model, about)
+    assert main(["export", str(tmp_path / "w.pth"), "--to", str(tmp_path / "m.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "googlenet_small"
+    agree(tmp_path / "m.onnx", load_model(tmp_path / "w.pth")[0], (3, 16, 12))
+    assert json.loads(onnx.load(tmp_path / "m.onnx").metadata_props[0].value)["classes"] == ["a", "b", "c"]
