@@ -117,7 +117,8 @@ def _add_train(commands: Any) -> None:
     what = parser.add_argument_group("what to train on what")
     what.add_argument("--data", metavar="DATA", help=f"{_DATA} (default: {Run.data})")
     what.add_argument("--size", type=int, metavar="S", help=f"of the pictures in folders, pixels (default: {Run.size})")
-    what.add_argument("--model", choices=list_models(), help=f"(default: {Run.model})")
+    what.add_argument("--model", choices=list_models(), metavar="MODEL",
+                      help=f"{', '.join(list_models())} (default: {Run.model})")  # fmt: skip
     what.add_argument("--aux", dest="aux_logits", action=argparse.BooleanOptionalAction,
                       help="with auxiliary heads (default: as the model was published)")  # fmt: skip
     what.add_argument("--width", type=float, metavar="X",
