@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from inception.__main__ import main
+from inception.data import DataError, Preprocessing
 from inception.models import create_model, list_models
 from inception.weights import WeightsError, load_model, load_weights, names, save_weights, shipped
 from inception.weights.pytorch import write_pytorch
@@ -463,6 +464,33 @@ def test_a_shipped_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shipped() == shipped("small") == tmp_path / "shipped" / "small.safetensors"
     with pytest.raises(WeightsError, match="'large': there is small"):
         shipped("large")
+
+
+# ---- how pictures are prepared ----
+
+
+def test_pictures_are_prepared_as_the_weights_say(tmp_path: Path) -> None:
+    """Shorter side to 20, the middle 12×10, RGB or BGR: against Pillow's own steps."""
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    picture.save(tmp_path / "p.png")
+    about = {
+        "size": [12, 10],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.25, 1],
+        "resize": 20,
+        "interpolation": "bilinear",
+    }
+    scaled = np.asarray(picture.resize((30, 20), image.Resampling.BILINEAR))[4:16, 10:20] / 255
+    wanted = ((scaled - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(Preprocessing.of(about).read(tmp_path / "p.png")[0], wanted, atol=1e-5)
+    turned = ((scaled[:, :, ::-1] - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    bgr = Preprocessing.of(about | {"channels": "BGR"})
+    np.testing.assert_allclose(bgr.read(tmp_path / "p.png")[0], turned, atol=1e-5)
+    for wrong in ({"size": [12]}, {"size": 12}, {"resize": 5}, {"std": [1, 0, 1]}, {"mean": "abc"}, {"channels": "HSV"},
+                  {"interpolation": "fastest"}, {"size": [0, 4]}, {"mean": [np.nan] * 3}):  # fmt: skip
+        with pytest.raises(DataError, match="not understood"):
+            Preprocessing.of(about | wrong)
 
 
 # ---- the commands ----
