@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inception.__main__ import main
+from inception.data import DataError, Preprocessing
 from inception.models import create_model, list_models
 from inception.weights import WeightsError, load_model, load_weights, names, save_weights, shipped
 from inception.weights.pytorch import write_pytorch
@@ -462,6 +464,91 @@ def test_a_shipped_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shipped() == shipped("small") == tmp_path / "shipped" / "small.safetensors"
     with pytest.raises(WeightsError, match="'large': there is small"):
         shipped("large")
+
+
+# ---- how pictures are prepared ----
+
+
+def test_pictures_are_prepared_as_the_weights_say(tmp_path: Path) -> None:
+    """Shorter side to 20, the middle 12×10, RGB or BGR: against Pillow's own steps."""
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    picture.save(tmp_path / "p.png")
+    about = {
+        "size": [12, 10],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.25, 1],
+        "resize": 20,
+        "interpolation": "bilinear",
+    }
+    scaled = np.asarray(picture.resize((30, 20), image.Resampling.BILINEAR))[4:16, 10:20] / 255
+    wanted = ((scaled - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(Preprocessing.of(about).read(tmp_path / "p.png")[0], wanted, atol=1e-5)
+    turned = ((scaled[:, :, ::-1] - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    bgr = Preprocessing.of(about | {"channels": "BGR"})
+    np.testing.assert_allclose(bgr.read(tmp_path / "p.png")[0], turned, atol=1e-5)
+    for wrong in ({"size": [12]}, {"size": 12}, {"resize": 5}, {"std": [1, 0, 1]}, {"mean": "abc"}, {"channels": "HSV"},
+                  {"interpolation": "fastest"}, {"size": [0, 4]}, {"mean": [np.nan] * 3}):  # fmt: skip
+        with pytest.raises(DataError, match="not understood"):
+            Preprocessing.of(about | wrong)
+
+
+# ---- the commands ----
+
+
+def test_predicting_with_the_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (40, 30), "red").save(tmp_path / "p.png")
+    monkeypatch.setattr("inception.weights._SHIPPED", tmp_path)
+    assert main(["predict", str(tmp_path / "p.png")]) == 1
+    assert "no trained model is shipped" in capsys.readouterr().err
+    about = ABOUT | {"std": [0.25] * 3}
+    save_weights(tmp_path / "small.safetensors", create_model("googlenet_small", num_classes=4), about)
+    assert main(["predict", str(tmp_path / "p.png")]) == 0
+    first = capsys.readouterr().out
+    assert len(first.splitlines()) == 5
+    assert main(["predict", str(tmp_path / "p.png"), "--weights", "small"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_exporting_with_a_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights by order say nothing of pictures: what is lacking is named, and can be given."""
+    model = create_model("googlenet_small", num_classes=2)
+    write_pytorch(tmp_path / "w.pth", {f"x{n}": array for n, array in model.state_dict().items()}, {})
+    arguments = [
+        "export",
+        str(tmp_path / "w.pth"),
+        "--to",
+        str(tmp_path / "w.safetensors"),
+        "--model",
+        "googlenet_small",
+    ]
+    assert main(arguments) == 1
+    assert "size, mean, std" in capsys.readouterr().err
+    about = {"classes": ["a", "b"], "size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "channels": "BGR"}
+    for wrong in ([], about | {"classes": ["a"]}, about | {"model": "x"}):
+        (tmp_path / "about.json").write_text(json.dumps(wrong))
+        assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 1
+        assert "--about" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 0
+    assert "by order and shape" in capsys.readouterr().out
+    loaded, found = load_model(tmp_path / "w.safetensors")
+    assert same(loaded.state_dict(), model.state_dict())
+    assert {key: found[key] for key in about} == about
+
+
+def test_table_1_and_the_family_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "googlenet", "--table-1", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows if not row["parameters_agree"]] == ["conv1", "4a", "4c", "4d", "4e", "5a", "5b"]
+    assert main(["compare", "googlenet_small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 260_650
+    assert main(["compare", "vgg"]) == 1
+    assert "googlenet_small" in capsys.readouterr().err
 
 
 # ---- PyTorch itself ----
