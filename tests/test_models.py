@@ -178,7 +178,7 @@ def test_branches_are_joined_in_the_papers_order() -> None:
     block, x = InceptionBlock(3, 1, 2, 3, 4, 5, 6).eval(), pictures(2, 3, 5, 5)
     with no_grad():
         parts = [branch(x).data for branch in (block.branch1, block.branch2, block.branch3, block.branch4)]
-        np.testing.assert_array_equal(block(x).data, np.concatenate(parts, axis=1))
+        np.testing.assert_allclose(block(x).data, np.concatenate(parts, axis=1), rtol=1e-5, atol=1e-6)
 
 
 def test_naive_blocks_only_ever_get_wider() -> None:
