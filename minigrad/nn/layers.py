@@ -132,9 +132,10 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     alone = len(units) == 1
     if len(kinds) + len(modes) > 2:
         return [unit(x) for unit in units]
-    grouped = any(u.conv.groups > 1 for u in units)
-    needs_grad = any(tensor.needs_grad for tensor in (x, *(p for u in units for p in u.parameters())))
-    if grouped or (modes == {False} and needs_grad):  # folded into the filters, batch norm would have no gradient
+    one_op = all(unit.conv.groups == 1 for unit in units)
+    if not norm.training:  # batch norm folded into the filters has no gradient
+        one_op &= not any(tensor.needs_grad for tensor in (x, *(p for unit in units for p in unit.parameters())))
+    if not one_op:
         return [unit.batchnorm(unit.conv(x)) for unit in units]
     parts = [
         ops.ConvNorm(u.conv.weight, u.conv.bias, u.batchnorm.gamma, u.batchnorm.beta,

@@ -1,7 +1,7 @@
-"""Convolution: im2col and a matrix product, block by block. Read `correlate` first.
+"""Convolution: im2col and a matrix product, block by block. Read `correlate` first, then `both_gradients`.
 
 The block that is multiplied and its patches stay in the cache. Whoever reads a block (`Source`) may have it computed
-then: the gradient that comes through a batch norm is never stored whole.
+then: so the gradient that comes through a batch norm is not stored, except for Winograd's tiles, which overlap.
 """
 
 from __future__ import annotations
@@ -23,27 +23,40 @@ from minigrad.kernels.numpy_.blocks import (
     each,
     matrix,
     repeated,
+    row_blocks,
     rows,
     scratch,
     widen,
 )
-from minigrad.kernels.numpy_.norm import Moments, merged, moments, statistics, stored, through_batch_norm
+from minigrad.kernels.numpy_.norm import Moments, merged, moments, stored, through_batch_norm
 from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
+
+Finish = Callable[[int, Array], None]  # takes a block's number and its pixels (rows, O), to read or to overwrite
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    if winograd.pays(x.shape, len(weight), window):
-        return winograd.conv2d(x, weight, bias, window)
-    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window)
+    return convolved(x, weight, bias, window)
+
+
+def convolved(x: Array, weight: Array, bias: Array | None, window: Window, finish: Finish | None = None) -> Array:
+    """The convolution, by the way that its sizes favour; then `finish` on every block of the result."""
+    if not winograd.pays(x.shape, len(weight), window):
+        return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+    y = winograd.conv2d(x, weight, bias, window)
+    if finish is not None:
+        out = pixels(y)
+        parts = row_blocks(out)
+        each(lambda i: finish(i, out[parts[i]]), range(len(parts)))
+    return y
 
 
 def correlate(
     source: Source, n: int, dtype: np.dtype, filters: Array, bias: Array | None, window: Window,
-    finish: Callable[[int, Array], None] | None = None,
+    finish: Finish | None = None,
 ) -> Array:  # fmt: skip
     """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O).
 
-    finish   called with each block's number and pixels (rows, O), while they are in the cache
+    finish   called while the block is in the cache
     """
     y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
     parts = blocks(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
@@ -273,22 +286,16 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> 
     def finish(_: int, out: Array) -> None:
         np.maximum(out, 0, out=out)
 
-    if winograd.pays(x.shape, len(weight), window):
-        y = winograd.conv2d(x, weight, bias, window)
-        return np.maximum(y, 0, out=y)
-    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+    return convolved(x, weight, bias, window, finish)
 
 
 def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
-    found: dict[int, Moments] = {}  # taken from each block while it is in the cache
+    found: dict[int, Moments] = {}
 
     def finish(i: int, out: Array) -> None:
         found[i] = moments(out)
 
-    if winograd.pays(x.shape, len(weight), window):
-        y = winograd.conv2d(x, weight, bias, window)
-        return y, *statistics(y)
-    y = correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
+    y = convolved(x, weight, bias, window, finish)
     return y, *merged(found)
 
 

@@ -103,31 +103,28 @@ def through_batch_norm(
 ) -> tuple[Source, Array, Array]:  # fmt: skip
     """The gradient of x, to be computed block by block where it is read; dgamma and dbeta.
 
-    dys   the upstream gradient, cut along the channels
+    dys   the upstream gradient, cut along the channels; in one piece without relu
     """
     scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
     threshold = -shift  # x·scale + shift > 0 where x·scale > threshold, exactly
     centre = repeated(mean.astype(x.dtype))
     c = x.shape[1]
-    dz = dys[0] if len(dys) == 1 and not relu else empty_images(np, x.shape, x.dtype)  # the gradient before the ReLU
+    dz = empty_images(np, x.shape, x.dtype) if relu else dys[0]  # the gradient before the ReLU
     parts = blocks(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
     sums = np.empty((2, len(parts), c))
 
     def reduce(i: int) -> None:
         """dz; Σ dz and Σ dz·(x − mean)."""
         values, s, edge, m = widen(matrix(rows(x, parts[i])), scale, threshold, centre)
-        before, product = joined(dys, parts[i]).reshape(values.shape), scratch("product", values.shape, x.dtype)
-        if dz is not dys[0]:
-            after, before = before, matrix(rows(dz, parts[i])).reshape(values.shape)
-            if relu:
-                passed = scratch("mask", values.shape, BYTE).view(bool)
-                np.greater(np.multiply(values, s, out=product), edge, out=passed)
-                keep_where(passed, after, out=before)
-            else:
-                before[...] = after
+        dz_block = matrix(rows(dz, parts[i])).reshape(values.shape)
+        product = scratch("product", values.shape, x.dtype)
+        if relu:
+            passed = scratch("mask", values.shape, BYTE).view(bool)
+            np.greater(np.multiply(values, s, out=product), edge, out=passed)
+            keep_where(passed, joined(dys, parts[i]).reshape(values.shape), out=dz_block)
         np.subtract(values, m, out=product)
-        product *= before
-        for total, summands in zip(sums[:, i], (before, product), strict=True):
+        product *= dz_block
+        for total, summands in zip(sums[:, i], (dz_block, product), strict=True):
             total[...] = column_sums(summands, c)
 
     each(reduce, range(len(parts)))

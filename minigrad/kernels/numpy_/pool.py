@@ -89,7 +89,7 @@ class Tap(NamedTuple):
     """One cell of the kernel along an axis of (images, rows, columns, C)."""
 
     axis: int  # 0: rows, 1: columns
-    number: int
+    number: int  # which cell of the kernel, from 0
     out: slice  # the output cells for which it falls inside the image
     first: int  # the input cell it falls on for the first of them
     stride: int
@@ -135,20 +135,20 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
 def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
     """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
     # A cell that meets all of both, as the middle one does at stride 1, comes first: it leaves nothing to fill.
-    size = upstream.shape[cells[0].axis + 1], target.shape[cells[0].axis + 1]
-    complete = [tap for tap in cells if tap.stride == 1 and size == (tap.out.stop - tap.out.start,) * 2 and not add]
-    if not (add or complete):
+    complete = [tap for tap in cells if upstream[tap.cells()[0]].shape == upstream.shape == target.shape]
+    first = complete[0] if complete and not add else None
+    if first is None and not add:
         target.fill(0)
-    for tap in complete[:1] + [tap for tap in cells if tap not in complete[:1]]:
+    for tap in sorted(cells, key=lambda tap: tap is not first):
         o, i = tap.cells()
         won = scratch("mask", upstream[o].shape, BYTE).view(bool)
         np.equal(winner[o], BYTE.type(tap.number), out=won)
-        if tap in complete[:1]:
-            keep_where(won, upstream[o], out=target[i])
-        else:
-            taken = scratch("taken", won.shape, upstream.dtype)
-            keep_where(won, upstream[o], out=taken)
-            np.add(target[i], taken, out=target[i])
+        if tap is first:
+            keep_where(won, upstream, out=target)
+            continue
+        taken = scratch("taken", won.shape, upstream.dtype)
+        keep_where(won, upstream[o], out=taken)
+        np.add(target[i], taken, out=target[i])
 
 
 def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
