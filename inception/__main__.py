@@ -193,8 +193,13 @@ def _value(value: Any) -> str:
 # ---- evaluate ----
 
 
+def _file_or_shipped(weights: Path) -> Path:
+    """The file, or the one that a name without a suffix means: that of a model that comes with this package."""
+    return weights if weights.suffix or weights.exists() else shipped(str(weights))
+
+
 def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool, json: bool) -> int:
-    model, about = load_model(weights)
+    model, about = load_model(_file_or_shipped(weights))
     dataset = dict(zip(("train", "test"), open_data(data, size=about["size"][0], quiet=quiet or json), strict=True))[
         split
     ]
@@ -231,22 +236,23 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "evaluate",
+        _evaluate,
         help="loss and accuracy of a trained network",
         description="Loss and accuracy of a trained network on a data set, in all and by class.\n\n"
         "example: python -m inception evaluate runs/weights.npz --data DIR",
-        epilog=_EXIT_CODES,
-        **_FORMAT,
     )
     parser.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="an .npz that training has written, or a checkpoint"
+        "weights",
+        type=Path,
+        metavar="WEIGHTS",
+        help="a file that training has written, a checkpoint, or the name of a shipped model",
     )
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
-    _add_machine(parser)
-    parser.set_defaults(command=_evaluate, quiet=False, json=False)
 
 
 # ---- predict ----
@@ -262,11 +268,7 @@ def _predict(weights: Path | None, pictures: list[Path], model: str | None, top:
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")
-    elif weights is None:
-        weights = shipped()
-    elif not weights.suffix and not weights.exists():
-        weights = shipped(str(weights))
-    network, about = load_model(weights, model)
+    network, about = load_model(shipped() if weights is None else _file_or_shipped(weights), model)
     prepared = Preprocessing.of(about)
     unreadable = 0
     for path in find_pictures(pictures):
@@ -293,8 +295,10 @@ def _predict(weights: Path | None, pictures: list[Path], model: str | None, top:
 
 
 def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "predict",
+        _predict,
         help="what is in these pictures?",
         description="The most likely classes of each picture, by a network that train has written. A picture that\n"
         "cannot be read is named on standard error, and the others are still looked at.\n\n"
@@ -303,8 +307,6 @@ def _add_predict(commands: Any) -> None:
         "  python -m inception predict runs/weights.npz picture.png directory/   by one of yours\n"
         "  python -m inception predict googlenet-1378be20.pth picture.png        by torchvision's, as it is",
         usage="%(prog)s [options] [WEIGHTS] PICTURE|DIR …",
-        epilog=_EXIT_CODES,
-        **_FORMAT,
     )
     parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE|DIR",
                         help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}")  # fmt: skip
@@ -312,8 +314,6 @@ def _add_predict(commands: Any) -> None:
                         help="weights, or the name of a shipped model (default: the shipped one)")  # fmt: skip
     _add_foreign(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default: 5)")
-    _add_machine(parser)
-    parser.set_defaults(command=_predict, quiet=False, json=False)
 
 
 def _add_foreign(parser: argparse.ArgumentParser) -> None:
@@ -373,16 +373,16 @@ def _description(path: Path, classes: int) -> dict[str, Any]:
 
 
 def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "export",
+        _export,
         help="write a network for other programs",
         description="Write a network and what is known of it as ONNX, safetensors, PyTorch's .pth or our .npz.\n"
         "Weights of torchvision, timm and the UvA tutorial are read as they are; nothing in a file is executed.\n\n"
         "examples:\n"
         "  python -m inception export runs/weights.npz --to model.onnx\n"
         "  python -m inception export googlenet-1378be20.pth --to googlenet.safetensors --about imagenet.json",
-        epilog=_EXIT_CODES,
-        **_FORMAT,
     )
     parser.add_argument("source", metavar="WEIGHTS|MODEL", help="a file, or a network with fresh weights")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".onnx, .safetensors, .pth or .npz")
@@ -394,8 +394,6 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--about", type=Path, default=None, metavar="FILE",
                         help="JSON with what the weights do not say: classes, size, mean, std, resize, interpolation, "
                         "channels")  # fmt: skip
-    _add_machine(parser)
-    parser.set_defaults(command=_export, quiet=False, json=False)
 
 
 # ---- summary ----
@@ -453,29 +451,28 @@ def _compare(models: list[str], quiet: bool, json: bool) -> int:
 
 
 def _add_compare(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "compare",
+        _compare,
         help="what the networks cost, side by side",
         description="Size of the pictures, parameters, and for one picture multiply-adds and bytes kept for backward,\n"
         "each network as published. Parameters and multiply-adds are without auxiliary heads.\n\n"
         "example: python -m inception compare googlenet inception_v3 inception_v4",
-        epilog=_EXIT_CODES,
-        **_FORMAT,
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="(default: all of them)")
-    _add_machine(parser)
-    parser.set_defaults(command=_compare, models=[], quiet=False, json=False)
+    parser.set_defaults(models=[])
 
 
 def _add_summary(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "summary",
+        _summary,
         help="layers, shapes, parameters, cost and memory of a network",
         description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
         "backward.\n\n"
         "example: python -m inception summary googlenet --depth 1",
-        epilog=_EXIT_CODES,
-        **_FORMAT,
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help=", ".join(list_models()))
     parser.add_argument("--size", type=int, default=None, metavar="S",
@@ -485,8 +482,6 @@ def _add_summary(commands: Any) -> None:
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")
     parser.add_argument("--table-1", action="store_true", default=False,
                         help="the rows of the paper's table; GoogLeNet: beside its numbers")  # fmt: skip
-    _add_machine(parser)
-    parser.set_defaults(command=_summary, quiet=False, json=False)
 
 
 # ---- all of them ----
@@ -501,6 +496,14 @@ _FORMAT: dict[str, Any] = {
     "argument_default": argparse.SUPPRESS,  # only what was given is passed on: the rest is the recipe's, or Run's
     "allow_abbrev": False,
 }
+
+
+def _add_command(commands: Any, name: str, run: Callable[..., int], **texts: str) -> argparse.ArgumentParser:
+    """A command whose arguments are handed to `run` by name."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, epilog=_EXIT_CODES, **texts, **_FORMAT)
+    _add_machine(parser)
+    parser.set_defaults(command=run, quiet=False, json=False)
+    return parser
 
 
 def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> None:

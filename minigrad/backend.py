@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -105,14 +106,22 @@ class MemoryReport(NamedTuple):
 
 def memory_report() -> MemoryReport:
     """How much memory the process has used, on the host and on the device."""
-    import resource  # here, because it exists on Unix only
-
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = _peak_resident()
     if backend() == "numpy":
         return MemoryReport(peak)
     pool = default_module().get_default_memory_pool()
     return MemoryReport(peak, pool.used_bytes(), pool.total_bytes())
+
+
+def _peak_resident() -> int:
+    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:  # Linux: ru_maxrss begins there at what the parent process had
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # here, because it exists on Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # ---- Can CuPy be used here, and if not, what should the user do? ----

@@ -67,6 +67,13 @@ def test_memory_report(xp: Any) -> None:
     assert (report.pool_used is None) == (xp is np)
 
 
+def test_the_peak_of_a_process_is_its_own() -> None:
+    """Not what its parent had when it was started."""
+    large = np.ones(2**26)  # 512 MB
+    peak = int(python("from minigrad.backend import memory_report; print(memory_report().peak_resident)"))
+    assert peak < large.nbytes < memory_report().peak_resident
+
+
 def test_unknown_backend() -> None:
     with pytest.raises(BackendError, match="no backend 'jax', choose 'numpy' or 'cupy'"):
         set_backend("jax")

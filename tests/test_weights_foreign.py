@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_weights import ABOUT as PLAIN_ABOUT
 
 from inception.__main__ import main
 from inception.data import DataError, Preprocessing
@@ -27,16 +28,7 @@ from inception.weights.safetensors import read_safetensors, write_safetensors
 from minigrad import nn
 from minigrad.random import Key, normal
 
-ABOUT = {
-    "model": "googlenet_small",
-    "options": {"num_classes": 4, "aux_logits": False},
-    "classes": ["ant", "bee", "čmelák", "\N{BUTTERFLY}"],
-    "mean": [0.1, 1 / 3, 0.5],
-    "std": [0.25, 0.2, 1e-300],
-    "size": [32, 32],
-    "recipe": {"lr": 0.1},
-    "test_accuracy": 0.5,
-}
+ABOUT = PLAIN_ABOUT | {"recipe": {"lr": 0.1}}
 FORMS = [".npz", ".safetensors", ".pth"]
 
 
@@ -464,6 +456,14 @@ def test_a_shipped_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shipped() == shipped("small") == tmp_path / "shipped" / "small.safetensors"
     with pytest.raises(WeightsError, match="'large': there is small"):
         shipped("large")
+
+
+def test_evaluate_knows_the_shipped_model_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read, and found to be of other classes than the shapes."""
+    assert main(["evaluate", "googlenet_small", "--data", "shapes", "--quiet"]) == 1
+    assert "are not those that googlenet_small tells apart (airplane, automobile, bird" in capsys.readouterr().err
+    assert main(["evaluate", "googlenet_tiny", "--data", "shapes", "--quiet"]) == 1
+    assert "no file and no shipped model is called 'googlenet_tiny': there is" in capsys.readouterr().err
 
 
 # ---- how pictures are prepared ----

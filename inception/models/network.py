@@ -93,6 +93,9 @@ class Form(NamedTuple):
     classes: int = 1000
     initialise: Initialise = as_built
 
+    def __repr__(self) -> str:
+        return f"<form {self.name}>"  # not the whole table, in signatures and messages
+
 
 class Inception(nn.Module):
     """A network of the family: the rows of its form one after the other, mean over all pixels, classifier.

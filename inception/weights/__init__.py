@@ -124,7 +124,7 @@ def shipped(name: str | None = None) -> Path:
     if name is None:
         return next(iter(found.values()))
     if name not in found:
-        raise WeightsError(f"no shipped model is called {name!r}: there is {', '.join(found)}")
+        raise WeightsError(f"no file and no shipped model is called {name!r}: there is {', '.join(found)}")
     return found[name]
 
 
