@@ -8,10 +8,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import cuda_on_cpu
 import fake_cupy
 import pytest
+from kernel_cases import TOLERANCE, Case, Check, arguments, assert_close, bring_all, call, expected, scale_of
 
 from minigrad import backend
+from minigrad.kernels import kernels
 
 MODULES = {"numpy": "numpy", "fake_cupy": "cupy", "cupy": "cupy"}
 
@@ -41,3 +44,31 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
         fake_cupy.SYNCS.clear()  # set_backend's own smoke test reads one number back
     yield importlib.import_module(MODULES[request.param])
     backend.set_backend(before)
+
+
+# ---- Kernels ----
+
+
+@pytest.fixture
+def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, xp: Any) -> Any:
+    """The kernel module for xp's arrays; "reversed" runs the threads of CUDA kernels last to first."""
+    monkeypatch.setattr(cuda_on_cpu, "REVERSED", request.param == "reversed")
+    return kernels(xp.zeros(1))
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def check(k: Any, xp: Any, dtype: str) -> Check:
+    """check(case) compares the fast kernel with the definition."""
+
+    def check(case: Case, **how: str) -> None:
+        results = call(k, case.name, bring_all(xp, case.name, arguments(case), dtype, **how), dtype)
+        for actual, wanted in zip(results, expected(case), strict=True):
+            exact = case.name == "max_pool"
+            assert_close(actual, wanted, 0 if exact else TOLERANCE[dtype], scale_of(case))
+
+    return check

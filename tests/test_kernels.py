@@ -6,277 +6,45 @@ they were. Host data are float64 arrays that hold float32 values, so one referen
 
 from __future__ import annotations
 
-import functools
 import inspect
-import itertools
-import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cuda_on_cpu
 import numpy as np
 import pytest
+from kernel_cases import (
+    CONVOLUTIONS,
+    FUSED,
+    LARGE,
+    LAYOUTS,
+    ONE_OF_EACH,
+    TABLE,
+    TOLERANCE,
+    WINDOWED,
+    Case,
+    Check,
+    arguments,
+    as_tuple,
+    assert_close,
+    bring,
+    bring_all,
+    by_shifts,
+    call,
+    data,
+    expected,
+    function_of,
+    on_every_backend,
+    scale_of,
+)
 
-from minigrad import threads
 from minigrad.backend import to_host
-from minigrad.errors import ShapeError
-from minigrad.kernels import cupy_, kernels, numpy_, reference
-from minigrad.kernels.numpy_ import winograd
-from minigrad.layout import Array, Window, filter_matrix, images, pixels
-from minigrad.random import Key, integers, normal
-
-CONVOLUTIONS = ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_backward")
-WINDOWED = (*CONVOLUTIONS, "max_pool", "max_pool_dx", "avg_pool", "avg_pool_dx")
-PER_CHANNEL = ("statistics", "batch_norm", "batch_norm_dx", "lrn", "lrn_dx")
-FUSED = ("conv2d_relu", "conv2d_statistics", "conv_bn_relu_backward")
-TABLE = (*WINDOWED, "max_pool_winners", *FUSED, *PER_CHANNEL, "cross_entropy", "concat", "add")
-LAYOUTS = ("channels_last", "c_order", "sliced", "reversed")
-PROBABILITY = 1.0  # the scale of p − target, however small the difference
-TOLERANCE = {"float32": 5e-6, "float64": 1e-12}  # of the largest value of a result
-
-
-# ---- The cases ----
-
-
-class Case(NamedTuple):
-    """One call of one kernel: its name, the sizes, and the arguments that follow the arrays."""
-
-    name: str
-    shape: tuple[int, ...] = (2, 3, 7, 9)
-    kernel: int | tuple[int, int] = 3
-    stride: int | tuple[int, int] = 1
-    padding: int | tuple[int, int] = 0
-    ceil_mode: bool = False
-    options: tuple[Any, ...] = ()
-    values: str = "normal"
-    filters: int = 4
-
-    @property
-    def window(self) -> Window:
-        height, width = self.shape[2:]
-        return Window.of((height, width), self.kernel, self.stride, self.padding, ceil_mode=self.ceil_mode)
-
-    def __str__(self) -> str:
-        given = {k: v for k, v in self._asdict().items() if v != self._field_defaults.get(k)}
-        return " ".join(str(v) if k == "name" else f"{k}={v}" for k, v in given.items()).replace(", ", ",")
-
-
-def data(name: str, shape: tuple[int, ...], values: str = "normal") -> Array:
-    """Deterministic numbers that float32 holds exactly, as float64."""
-    x = normal(Key(1).fold(name, *shape), shape)
-    if values == "ties":  # small integers, most of them zero: what ReLU leaves, only worse
-        x = np.maximum(np.round(x), 0)
-    elif values == "near ties":  # neighbours on float32's grid: an equality with a tolerance would call them equal
-        x = 1 + np.round(2 * x) * 2.0**-22
-    elif values == "negative":
-        x = -np.abs(x) - 1
-    elif values == "drift":  # every image, and every row of it, has another mean
-        x += 3 * np.arange(shape[0])[:, None, None, None] + 0.1 * np.arange(shape[2])[:, None]
-    elif values == "offset":
-        x += 1
-    return x.astype(np.float32).astype(np.float64)
-
-
-@functools.cache
-def arguments(case: Case) -> tuple[Any, ...]:
-    """The kernel's arguments in order, on the host."""
-    shape, options = case.shape, case.options
-    if case.name == "cross_entropy":
-        scale, smoothing = options
-        return data("logits", shape) * scale, integers(Key(2), shape[1], shape[0]), smoothing
-    x = data("x", shape, case.values)
-    if case.name == "concat":
-        return ([data(f"x{i}", (shape[0], c, *shape[2:])) for i, c in enumerate(options)],)
-    if case.name == "add":
-        return x, data("b", shape), None
-    if case.name in ("statistics", "lrn"):
-        return (x, *options)
-    if case.name == "lrn_dx":
-        return (data("dy", shape), x, *options)
-    if case.name.startswith("batch_norm"):
-        channels = (shape[1],)
-        affine = data("gamma", channels), data("beta", channels)
-        if case.name == "batch_norm":
-            return (x, *reference.statistics(x), *affine, *options)
-        return (data("dy", shape, "offset"), x, *reference.statistics(x), *affine, *options)
-    window = case.window
-    outputs = case.filters if case.name.startswith("conv") else shape[1]
-    weight = data("weight", (outputs, shape[1], *window.kernel))
-    dy = data("dy", (shape[0], outputs, *window.output), "offset")
-    if case.name == "conv_bn_relu_backward":
-        y, mean, var = reference.conv2d_statistics(x, weight, None, window)
-        ends = (0, *np.cumsum(options, dtype=int), outputs)  # options: the widths of all parts but the last
-        dzs = [dy[:, start:end] for start, end in itertools.pairwise(ends)]
-        affine = data("gamma", (outputs,)), data("beta", (outputs,))
-        return dzs, x, weight, window, y, mean, var, *affine, 1e-3, True, True
-    return {
-        "conv2d_relu": lambda: (x, weight, data("bias", (outputs,)), window),
-        "conv2d_statistics": lambda: (x, weight, data("bias", (outputs,)), window),
-        "conv2d": lambda: (x, weight, data("bias", (outputs,)), window),
-        "conv2d_dx": lambda: (dy, weight, window),
-        "conv2d_dw": lambda: (dy, x, window, True),
-        "conv2d_backward": lambda: (dy, x, weight, window, True, True, True),
-        "max_pool": lambda: (x, window),
-        "max_pool_dx": lambda: (dy, x, window),
-        "avg_pool": lambda: (x, window, *options),
-        "avg_pool_dx": lambda: (dy, window, *options),
-    }[case.name]()
-
-
-@functools.cache
-def expected(case: Case) -> tuple[Array, ...]:
-    """The results of the definition in float64. Large windows are too slow for loops: see `by_shifts`."""
-    by_loops = np.prod(case.shape) < 10_000 or case.name not in WINDOWED
-    return as_tuple(kernel(reference, case.name)(*arguments(case)) if by_loops else by_shifts(case))
-
-
-def kernel(module: Any, name: str) -> Callable[..., Any]:
-    """A kernel by name; max_pool_dx as a function of x, by way of the module's own winners."""
-    if name == "max_pool_dx":
-        return lambda dy, x, window: module.max_pool_dx(dy, module.max_pool_winners(x, window)[1], window)
-    return getattr(module, name)  # type: ignore[no-any-return]
-
-
-def as_tuple(results: Any) -> tuple[Any, ...]:
-    return results if isinstance(results, tuple) else (results,)
-
-
-# ---- Calling a kernel, and what every call is checked for ----
-
-
-def bring(xp: Any, host: Array, layout: str = "channels_last") -> Array:
-    """Put a host array where `xp` computes; images and filters in the given memory layout."""
-    if host.ndim != 4 or layout == "c_order":
-        return xp.asarray(np.ascontiguousarray(host))
-    if layout == "channels_last":
-        n, _, h, w = host.shape
-        return images(xp.asarray(np.ascontiguousarray(pixels(host))), n, h, w)
-    if layout == "reversed":
-        return xp.asarray(np.ascontiguousarray(host[:, ::-1, :, ::-1]))[:, ::-1, :, ::-1]
-    n, c, h, w = host.shape
-    around = np.full((n, c + 2, 2 * h, w + 1), np.nan, host.dtype)  # a kernel that reads past its input shows it
-    around[:, 1:-1, ::2, :-1] = host
-    return xp.asarray(around)[:, 1:-1, ::2, :-1]
-
-
-def is_channels_last(x: Array) -> bool:
-    return x.ndim != 4 or x.transpose(0, 2, 3, 1).flags.c_contiguous
-
-
-def bring_all(
-    xp: Any, name: str, args: tuple[Any, ...], dtype: str, layout: str = "channels_last", mean_dtype: str = "float64"
-) -> list[Any]:
-    """The arguments of kernel `name` on the device: floating arrays in `dtype`, mean and var in `mean_dtype`."""
-
-    def move(value: Any, to: str) -> Any:
-        if isinstance(value, list):
-            return [move(v, to) for v in value]
-        if not isinstance(value, np.ndarray):
-            return value
-        return bring(xp, value.astype(to) if value.dtype.kind == "f" else value, layout)
-
-    names = inspect.signature(getattr(reference, name)).parameters
-    return [
-        move(value, mean_dtype if parameter in ("mean", "var") else dtype)
-        for parameter, value in zip(names, args, strict=True)
-    ]
-
-
-def arrays_in(args: Any) -> Iterator[Array]:
-    for value in args:
-        if isinstance(value, list):
-            yield from arrays_in(value)
-        elif hasattr(value, "dtype"):
-            yield value
-
-
-def call(k: Any, name: str, args: list[Any], dtype: str) -> tuple[Array, ...]:
-    """Call kernel `name`, check what the contract says of every call, and bring the results to the host."""
-    before = [np.array(to_host(a)) for a in arrays_in(args)]
-    results = as_tuple(kernel(k, name)(*args))
-    for array, kept in zip(arrays_in(args), before, strict=True):
-        np.testing.assert_array_equal(to_host(array), kept, err_msg=f"{name} changed an input")
-    for i, result in enumerate(results):
-        if result is not None:
-            is_statistic = name == "statistics" or (name == "conv2d_statistics" and i > 0)
-            assert result.dtype == ("float64" if is_statistic else dtype), f"{name} returns {result.dtype}"
-            assert is_channels_last(result), f"{name} returns strides {result.strides} for {result.shape}"
-    return tuple(None if r is None else to_host(r) for r in results)
-
-
-def assert_close(actual: Array, wanted: Array, tolerance: float, scale: float = 0) -> None:
-    """Equal to within tolerance times the largest value, or times `scale` where the terms are larger than the sum."""
-    assert actual.shape == wanted.shape
-    scale = max(scale, np.max(np.abs(wanted), initial=0)) or 1
-    np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance * scale)
-
-
-Check = Callable[..., None]
-
-
-BACKENDS = [  # where the arrays live, and the module that computes
-    pytest.param("numpy", "table", id="numpy"),
-    pytest.param("fake_cupy", "table", id="fake_cupy"),
-    pytest.param("cupy", "table", id="cupy", marks=pytest.mark.gpu),
-    pytest.param("fake_cupy", "reversed", id="fake_cupy reversed"),
-]
-on_every_backend = pytest.mark.parametrize(("xp", "k"), BACKENDS, indirect=True)
-
-
-@pytest.fixture
-def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, xp: Any) -> Any:
-    """The kernel module for xp's arrays; "reversed" runs the threads of CUDA kernels last to first."""
-    monkeypatch.setattr(cuda_on_cpu, "REVERSED", request.param == "reversed")
-    return kernels(xp.zeros(1))
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def check(k: Any, xp: Any, dtype: str) -> Check:
-    """check(case) compares the fast kernel with the definition."""
-
-    def check(case: Case, **how: str) -> None:
-        results = call(k, case.name, bring_all(xp, case.name, arguments(case), dtype, **how), dtype)
-        scale = PROBABILITY if case.name == "cross_entropy" else 0.0
-        if case.name == "conv_bn_relu_backward":  # a bias in front of batch norm has the gradient 0: a sum of others
-            scale = max(np.abs(wanted).max() for wanted in expected(case))
-        for actual, wanted in zip(results, expected(case), strict=True):
-            exact = case.name == "max_pool"
-            assert_close(actual, wanted, 0 if exact else TOLERANCE[dtype], scale)
-
-    return check
-
+from minigrad.kernels import reference
+from minigrad.layout import Window, filter_matrix
+from minigrad.random import Key, normal
 
 # ---- The grid ----
 
 KERNELS = (1, 2, 3, 5, 7, (1, 7), (7, 1))
 STRIDES = (1, 2, 3, (1, 2))
-ONE_OF_EACH = [
-    *(Case(name, stride=2, padding=1) for name in CONVOLUTIONS),
-    *(Case(name) for name in CONVOLUTIONS),
-    *(Case(name, kernel=1) for name in CONVOLUTIONS),
-    *(Case(name, stride=2, padding=1, ceil_mode=True, values="ties") for name in ("max_pool", "max_pool_dx")),
-    *(Case(name, padding=1, values="ties") for name in ("max_pool", "max_pool_dx")),
-    *(Case(name, stride=2, padding=1, options=(c,)) for name in ("avg_pool", "avg_pool_dx") for c in (True, False)),
-    *(Case(name, padding=1) for name in FUSED),
-    *(Case(name, kernel=1) for name in FUSED),
-    Case("conv_bn_relu_backward", kernel=1, options=(1,)),
-    Case("conv_bn_relu_backward", stride=2, options=(2, 1)),
-    Case("statistics"),
-    *(Case("batch_norm", options=(1e-5, relu)) for relu in (True, False)),
-    *(Case("batch_norm_dx", options=(1e-5, relu, thr)) for relu in (True, False) for thr in (True, False)),
-    *(Case(name, options=(3, 0.5, 0.75, 1.0)) for name in ("lrn", "lrn_dx")),
-    Case("cross_entropy", (7, 10), options=(1.0, 0.1)),
-    Case("concat", options=(3, 1, 5)),
-    Case("add"),
-]
 
 
 @on_every_backend
@@ -365,47 +133,6 @@ def test_filters_keep_their_memory(k: Any, xp: Any, dtype: str) -> None:
     matrix = filter_matrix(dw)
     matrix[...] = 7  # a view: written through
     assert (to_host(dw) == 7).all()
-
-
-@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
-@pytest.mark.parametrize("padding", [0, 1, 2, (0, 1), (0, 2)], ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 5, 13, 14), (3, 2, 2, 2), (2, 4, 1, 1), (2, 1, 4, 9)], ids=str)
-def test_winograd(dtype: str, shape: tuple[int, ...], padding: Any, layout: str) -> None:
-    """Tiles that stick out, tiles of nothing but padding; few channels, for which the table takes im2col."""
-    if min(shape[2:]) + 2 * np.min(padding) < 3:
-        padding = 1
-    case = Case("conv2d", shape, padding=padding)
-    assert not winograd.pays(shape, case.filters, case.window)
-    (y,) = call(winograd, "conv2d", bring_all(np, case.name, arguments(case), dtype, layout), dtype)
-    assert_close(y, expected(case)[0], TOLERANCE[dtype])
-    if np.max(padding) > 1:
-        return
-    case = case._replace(name="conv2d_backward")
-    dy, x, weight, window, _, _, with_bias = bring_all(np, case.name, arguments(case), dtype, layout)
-    results = call(winograd, "conv2d_backward", [dy, x, weight, window, with_bias], dtype)
-    for actual, wanted in zip(results, expected(case), strict=True):
-        assert_close(actual, wanted, TOLERANCE[dtype])
-
-
-def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    for name in ("conv2d", "conv2d_backward"):
-        function = getattr(winograd, name)
-        monkeypatch.setattr(winograd, name, lambda *args, n=name, f=function: seen.append(n) or f(*args))
-
-    def taken(case: Case) -> list[str]:
-        seen.clear()
-        for name in ("conv2d", "conv2d_backward"):
-            getattr(numpy_, name)(*bring_all(np, name, arguments(case._replace(name=name)), "float32"))
-        return list(seen)
-
-    case = Case("conv2d", (1, 64, 28, 28), padding=1, filters=64)
-    assert taken(case) == ["conv2d", "conv2d_backward"]
-    assert taken(case._replace(shape=(1, 32, 28, 28))) == []  # few channels
-    assert taken(case._replace(filters=32)) == []
-    assert taken(case._replace(shape=(1, 64, 7, 7))) == []  # few pixels
-    assert taken(case._replace(stride=2)) == []
-    assert taken(case._replace(kernel=(1, 3), padding=(0, 1))) == []
 
 
 @on_every_backend
@@ -530,110 +257,8 @@ def test_add(k: Any, xp: Any, dtype: str, shape: tuple[int, ...]) -> None:
 
 # ---- Many blocks: sizes at which the fast kernels split images, or bands of rows ----
 
-LARGE = [
-    *(
-        Case(name, shape, kernel, stride, padding, filters=filters)
-        for name in CONVOLUTIONS
-        for shape, kernel, stride, padding, filters in (
-            ((1, 16, 131, 127), 3, 1, 1, 24),  # one large image: bands of rows
-            ((1, 3, 224, 224), 7, 2, 3, 16),  # a stem
-            ((67, 32, 14, 14), 3, 1, 1, 40),  # many images and a rest
-            ((211, 24, 7, 7), 5, 1, 2, 16),
-            ((29, 64, 28, 28), 1, 1, 0, 32),  # the pixel matrix itself
-            ((19, 16, 29, 29), 3, 2, 0, 24),
-            ((9, 16, 33, 31), (1, 7), 1, (0, 3), 16),
-            ((1, 48, 67, 61), 3, 1, 1, 64),  # many channels: Winograd's, here in bands of rows of tiles
-            ((37, 56, 13, 14), 3, 1, 0, 48),
-        )
-    ),
-    *(
-        Case(name, shape, kernel, stride, padding, ceil_mode, values="ties", options=options)
-        for name, options in (
-            ("max_pool", ()),
-            ("max_pool_dx", ()),
-            ("avg_pool", (True,)),
-            ("avg_pool", (False,)),
-            ("avg_pool_dx", (True,)),
-            ("avg_pool_dx", (False,)),
-        )
-        for shape, kernel, stride, padding, ceil_mode in (
-            ((1, 16, 131, 127), 3, 2, 1, False),
-            ((1, 32, 112, 112), 3, 2, 0, True),
-            ((37, 32, 28, 28), 3, 1, 1, False),
-            ((131, 64, 7, 7), 7, 1, 0, False),
-        )
-    ),
-    *(
-        Case(name, shape, options=options, values="drift")
-        for name, options in (
-            ("statistics", ()),
-            ("batch_norm", (1e-5, True)),
-            ("batch_norm_dx", (1e-5, True, True)),
-            ("batch_norm_dx", (1e-5, False, False)),
-            ("add", ()),
-            ("concat", (16, 9, 7)),
-        )
-        for shape in ((1, 16, 229, 223), (29, 64, 28, 28), (501, 40, 7, 7))
-    ),
-    *(
-        Case(name, shape, options=(5, 1e-4, 0.75, 1.0))
-        for name in ("lrn", "lrn_dx")
-        for shape in ((1, 32, 111, 127), (17, 64, 28, 28))
-    ),
-    Case("cross_entropy", (515, 1000), options=(1.0, 0.1)),
-]
 
-
-def by_shifts(case: Case) -> tuple[Array, ...]:
-    """The windowed kernels in float64 with one array operation for each (u, v): a second, quicker definition."""
-    name, args, window = case.name, arguments(case), case.window
-    (h, w), (kh, kw), (oh, ow) = window.input, window.kernel, window.output
-    (top, left), (down, across) = window.padding, window.stride
-    room = (top, top + down), (left, left + across)  # on the far sides enough for ceil mode
-
-    def slide(padded: Array) -> Array:  # (N, C, OH, OW, KH, KW)
-        every = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), (2, 3))
-        return every[:, :, ::down, ::across][:, :, :oh, :ow]
-
-    def windows(x: Array, fill: float) -> Array:
-        return slide(np.pad(x, ((0, 0), (0, 0), *room), constant_values=fill))
-
-    def spread(share: Callable[[int, int], Array], n: int, c: int) -> Array:  # the transpose of `windows`
-        padded = np.zeros((n, c, sum(room[0]) + h, sum(room[1]) + w))
-        for u in range(kh):
-            for v in range(kw):
-                padded[:, :, u : u + down * oh : down, v : v + across * ow : across] += share(u, v)
-        return padded[:, :, top : top + h, left : left + w]
-
-    if name == "conv2d":
-        x, weight, bias, _ = args
-        y = np.tensordot(windows(x, 0), weight, ((1, 4, 5), (1, 2, 3))) + bias
-        return (y.transpose(0, 3, 1, 2),)
-    if name == "conv2d_dx":
-        dy, weight, _ = args
-        by_pixel = dy.transpose(0, 2, 3, 1)
-        return (spread(lambda u, v: (by_pixel @ weight[:, :, u, v]).transpose(0, 3, 1, 2), len(dy), weight.shape[1]),)
-    if name == "conv2d_backward":
-        return by_shifts(case._replace(name="conv2d_dx")) + by_shifts(case._replace(name="conv2d_dw"))
-    if name == "conv2d_dw":
-        dy, x, _, _ = args
-        return np.tensordot(dy, windows(x, 0), ((0, 2, 3), (0, 2, 3))), dy.sum((0, 2, 3))
-    if name == "max_pool":
-        return (windows(args[0], -np.inf).max((4, 5)),)
-    if name == "max_pool_dx":
-        dy, x, _ = args
-        seen = windows(x, -np.inf)
-        first = seen.reshape(*seen.shape[:4], kh * kw).argmax(4)
-        return (spread(lambda u, v: dy * (first == u * kw + v), *x.shape[:2]),)
-    cells = np.full((1, 1, h + 2 * top, w + 2 * left), float(args[-1]))  # does padding count?
-    cells[:, :, top : top + h, left : left + w] = 1
-    count = slide(np.pad(cells, ((0, 0), (0, 0), (0, down), (0, across)))).sum((4, 5))
-    if name == "avg_pool":
-        return (windows(args[0], 0).sum((4, 5)) / count,)
-    return (spread(lambda u, v: args[0] / count, *args[0].shape[:2]),)
-
-
-@pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if c.name in WINDOWED], ids=str)
+@pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if c.name in (*WINDOWED, *FUSED)], ids=str)
 def test_both_definitions_agree(case: Case) -> None:
     for wanted, actual in zip(expected(case), by_shifts(case), strict=True):
         assert_close(actual, wanted, 1e-12)
@@ -648,137 +273,9 @@ def test_many_blocks(k: Any, xp: Any, case: Case) -> None:
     args = bring_all(xp, case.name, arguments(case), "float32")
     results = call(k, case.name, args, "float32")
     for actual, wanted in zip(results, expected(case), strict=True):
-        assert_close(actual, wanted, 0 if case.name == "max_pool" else 3e-5)
-    for actual, again in zip(results, as_tuple(kernel(k, case.name)(*args)), strict=True):
+        assert_close(actual, wanted, 0 if case.name == "max_pool" else 3e-5, scale_of(case))
+    for actual, again in zip(results, as_tuple(function_of(k, case.name)(*args)), strict=True):
         np.testing.assert_array_equal(actual, to_host(again), err_msg="a second run gives other bits")
-
-
-on_cupy = pytest.mark.parametrize(("xp", "k"), [p for p in BACKENDS if p.values[0] != "numpy"], indirect=True)
-
-
-@on_cupy
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_cupy_in_several_blocks(monkeypatch: pytest.MonkeyPatch, k: Any, xp: Any, name: str) -> None:
-    """On a GPU only a batch whose patches pass 256 MiB is cut: here into images or pairs of them."""
-    case = Case(name, (5, 3, 7, 9), padding=1, stride=2)
-    for size in (1, 9000):
-        monkeypatch.setattr(cupy_, "PATCH_BYTES", size)
-        results = call(k, name, bring_all(xp, name, arguments(case), "float64"), "float64")
-        for actual, wanted in zip(results, expected(case), strict=True):
-            assert_close(actual, wanted, 1e-12)
-
-
-@on_cupy
-@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
-def test_cupy_with_long_indices(monkeypatch: pytest.MonkeyPatch, check: Check, case: Case) -> None:
-    """Arrays of 2³⁰ values are indexed with 64 bits; here all are."""
-    monkeypatch.setattr(cupy_, "INT", 0)
-    check(case)
-
-
-@on_cupy
-@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
-def test_cupy_with_packs(check: Check, case: Case) -> None:
-    """16 bytes at once where rows start at such borders: 8 channels, and columns 8 to 15 of a wider matrix."""
-    if case.name not in ("cross_entropy", "concat"):
-        case = case._replace(shape=(2, 8, 5, 6), filters=12)
-    check(case)
-
-
-@on_cupy
-def test_columns_of_a_wider_matrix_are_read_where_they_are(k: Any, xp: Any) -> None:
-    """Parts of a concatenation, at offsets of 8, 3 and 1 channels: same bits as from copies."""
-    wide = bring(xp, data("wide", (2, 40, 5, 6)).astype(np.float32))
-    window, weight = Window.of((5, 6), 3, 1, 1), bring(xp, data("w", (6, 8, 3, 3)).astype(np.float32))
-    for start in (8, 3, 1):
-        part = wide[:, start : start + 8]
-        copy = images(pixels(part).copy(), 2, 5, 6)
-        assert cupy_.matrix(part)[1] == 40
-        channels = (
-            *k.statistics(part),
-            *(bring(xp, data(name, (8,)).astype(np.float32)) for name in ("gamma", "beta")),
-        )
-        for name, *rest in (
-            ("conv2d", weight, None, window),
-            ("conv2d_dw", part, Window.of((5, 6), 1), True),
-            ("statistics",),
-            ("batch_norm", *channels, 1e-5, True),
-            ("batch_norm_dx", part, *channels, 1e-5, True, True),
-            ("max_pool", window),
-            ("avg_pool", window, True),
-            ("avg_pool_dx", window, True),
-            ("lrn", 5, 0.5, 0.75, 1.0),
-            ("lrn_dx", part, 5, 0.5, 0.75, 1.0),
-        ):
-            results = (as_tuple(getattr(k, name)(x, *rest)) for x in (part, copy))
-            for of_part, of_copy in zip(*results, strict=True):
-                np.testing.assert_array_equal(to_host(of_part), to_host(of_copy), err_msg=name)
-        np.testing.assert_array_equal(to_host(k.concat([part, copy])), to_host(k.concat([copy, part])))
-
-
-@on_cupy
-def test_cupy_joins_the_parts_of_dz(k: Any, xp: Any, dtype: str) -> None:
-    """Upstream gradients of several units, one of them columns of a wider matrix, are one gradient."""
-    shape, window = (2, 20, 5, 6), Window.of((5, 6), 1)
-    dz, y, x = (data(name, shape, "offset") for name in ("dz", "y", "x"))
-    weight, gamma, beta = data("w", (20, 20, 1, 1)), data("gamma", (20,)), data("beta", (20,))
-    rest = (x, weight, window, y, *reference.statistics(y), gamma, beta, 1e-5, True, True)
-    wanted = reference.conv_bn_relu_backward([dz], *rest)
-    parts = [dz[:, :8], dz[:, 8:9], dz[:, 9:]]
-    args = bring_all(xp, "conv_bn_relu_backward", (parts, *rest), dtype)
-    args[0][2] = bring(xp, dz.astype(dtype))[:, 9:]
-    for actual, expected in zip(call(k, "conv_bn_relu_backward", args, dtype), wanted, strict=True):
-        assert_close(actual, expected, TOLERANCE[dtype], scale=1)  # db is zero: differences of terms of that size
-
-
-@on_cupy
-def test_a_matrix_wider_than_the_grid(k: Any, xp: Any) -> None:
-    x = xp.zeros((1, 1), np.float32)
-    wide = xp.lib.stride_tricks.as_strided(x, (1, 2**22, 1, 1), (0, 0, 0, 0))
-    with pytest.raises(ShapeError, match="4194304 columns, the GPU's grid ends at"):
-        k.statistics(wide)
-
-
-def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
-    """For an A100 and an H100, in the types of training and the widest; a register kept in memory is slow."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc to compile for sm_80 and sm_90")
-    sources = sorted(path.stem for path in Path(cupy_.__file__).with_name("cuda").glob("*.cu"))
-    assert len(sources) == 5
-    for arch, choices in (
-        ("sm_80", ("f", "i", 4)),
-        ("sm_90", ("f", "i", 4)),
-        ("sm_90", ("d", "q", 2)),
-    ):
-        source, cubin = tmp_path / "all.cu", tmp_path / "all.cubin"
-        source.write_text(cupy_.cuda_source(*choices, *sources))
-        options = ["-cubin", f"-arch={arch}", "-std=c++17", "-Werror", "all-warnings", "--ptxas-options=-v"]
-        done = subprocess.run([nvcc, *options, source, "-o", cubin], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        spills = re.findall(r"(\d+) bytes spill", done.stderr)
-        assert len(spills) >= 2 * 20
-        assert set(spills) == {"0"}, done.stderr
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    before = threads.num_threads()
-    yield
-    threads.set_num_threads(before)
-
-
-@pytest.mark.parametrize("case", LARGE, ids=str)
-def test_same_bits_for_any_number_of_threads(restore_threads: None, case: Case) -> None:
-    args = bring_all(np, case.name, arguments(case), "float32")
-    module = kernels(np.zeros(1))
-    runs = []
-    for count in (1, 2, 5):
-        threads.set_num_threads(count)
-        runs.append(call(module, case.name, args, "float32"))
-    for first, second, third in zip(*runs, strict=True):
-        np.testing.assert_array_equal(first, second)
-        np.testing.assert_array_equal(first, third)
 
 
 # ---- Digits: sums over 131,072 pixels in float32 ----

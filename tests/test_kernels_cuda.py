@@ -1,0 +1,140 @@
+"""The CUDA kernels and their launches: what is particular to them beside the table, which test_kernels.py checks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_cases import (
+    BACKENDS,
+    CONVOLUTIONS,
+    ONE_OF_EACH,
+    TOLERANCE,
+    Case,
+    Check,
+    arguments,
+    as_tuple,
+    assert_close,
+    bring,
+    bring_all,
+    call,
+    data,
+    expected,
+)
+
+from minigrad.backend import to_host
+from minigrad.errors import ShapeError
+from minigrad.kernels import cupy_, reference
+from minigrad.layout import Window, images, pixels
+
+on_cupy = pytest.mark.parametrize(("xp", "k"), [p for p in BACKENDS if p.values[0] != "numpy"], indirect=True)
+
+
+@on_cupy
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_cupy_in_several_blocks(monkeypatch: pytest.MonkeyPatch, k: Any, xp: Any, name: str) -> None:
+    """On a GPU only a batch whose patches pass 256 MiB is cut: here into images or pairs of them."""
+    case = Case(name, (5, 3, 7, 9), padding=1, stride=2)
+    for size in (1, 9000):
+        monkeypatch.setattr(cupy_, "PATCH_BYTES", size)
+        results = call(k, name, bring_all(xp, name, arguments(case), "float64"), "float64")
+        for actual, wanted in zip(results, expected(case), strict=True):
+            assert_close(actual, wanted, 1e-12)
+
+
+@on_cupy
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+def test_cupy_with_long_indices(monkeypatch: pytest.MonkeyPatch, check: Check, case: Case) -> None:
+    """Arrays of 2³⁰ values are indexed with 64 bits; here all are."""
+    monkeypatch.setattr(cupy_, "INT", 0)
+    check(case)
+
+
+@on_cupy
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+def test_cupy_with_packs(check: Check, case: Case) -> None:
+    """16 bytes at once where rows start at such borders: 8 channels, and columns 8 to 15 of a wider matrix."""
+    if case.name not in ("cross_entropy", "concat"):
+        case = case._replace(shape=(2, 8, 5, 6), filters=12)
+    check(case)
+
+
+@on_cupy
+def test_columns_of_a_wider_matrix_are_read_where_they_are(k: Any, xp: Any) -> None:
+    """Parts of a concatenation, at offsets of 8, 3 and 1 channels: same bits as from copies."""
+    wide = bring(xp, data("wide", (2, 40, 5, 6)).astype(np.float32))
+    window, weight = Window.of((5, 6), 3, 1, 1), bring(xp, data("w", (6, 8, 3, 3)).astype(np.float32))
+    for start in (8, 3, 1):
+        part = wide[:, start : start + 8]
+        copy = images(pixels(part).copy(), 2, 5, 6)
+        assert cupy_.matrix(part)[1] == 40
+        channels = (
+            *k.statistics(part),
+            *(bring(xp, data(name, (8,)).astype(np.float32)) for name in ("gamma", "beta")),
+        )
+        for name, *rest in (
+            ("conv2d", weight, None, window),
+            ("conv2d_dw", part, Window.of((5, 6), 1), True),
+            ("statistics",),
+            ("batch_norm", *channels, 1e-5, True),
+            ("batch_norm_dx", part, *channels, 1e-5, True, True),
+            ("max_pool", window),
+            ("avg_pool", window, True),
+            ("avg_pool_dx", window, True),
+            ("lrn", 5, 0.5, 0.75, 1.0),
+            ("lrn_dx", part, 5, 0.5, 0.75, 1.0),
+        ):
+            results = (as_tuple(getattr(k, name)(x, *rest)) for x in (part, copy))
+            for of_part, of_copy in zip(*results, strict=True):
+                np.testing.assert_array_equal(to_host(of_part), to_host(of_copy), err_msg=name)
+        np.testing.assert_array_equal(to_host(k.concat([part, copy])), to_host(k.concat([copy, part])))
+
+
+@on_cupy
+def test_cupy_joins_the_parts_of_dz(k: Any, xp: Any, dtype: str) -> None:
+    """Upstream gradients of several units, one of them columns of a wider matrix, are one gradient."""
+    shape, window = (2, 20, 5, 6), Window.of((5, 6), 1)
+    dz, y, x = (data(name, shape, "offset") for name in ("dz", "y", "x"))
+    weight, gamma, beta = data("w", (20, 20, 1, 1)), data("gamma", (20,)), data("beta", (20,))
+    rest = (x, weight, window, y, *reference.statistics(y), gamma, beta, 1e-5, True, True)
+    wanted = reference.conv_bn_relu_backward([dz], *rest)
+    parts = [dz[:, :8], dz[:, 8:9], dz[:, 9:]]
+    args = bring_all(xp, "conv_bn_relu_backward", (parts, *rest), dtype)
+    args[0][2] = bring(xp, dz.astype(dtype))[:, 9:]
+    for actual, whole in zip(call(k, "conv_bn_relu_backward", args, dtype), wanted, strict=True):
+        assert_close(actual, whole, TOLERANCE[dtype], scale=1)  # db is zero: differences of terms of that size
+
+
+@on_cupy
+def test_a_matrix_wider_than_the_grid(k: Any, xp: Any) -> None:
+    x = xp.zeros((1, 1), np.float32)
+    wide = xp.lib.stride_tricks.as_strided(x, (1, 2**22, 1, 1), (0, 0, 0, 0))
+    with pytest.raises(ShapeError, match="4194304 columns, the GPU's grid ends at"):
+        k.statistics(wide)
+
+
+def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
+    """For an A100 and an H100, in the types of training and the widest; a register kept in memory is slow."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc to compile for sm_80 and sm_90")
+    sources = sorted(path.stem for path in Path(cupy_.__file__).with_name("cuda").glob("*.cu"))
+    assert len(sources) == 5
+    for arch, choices in (
+        ("sm_80", ("f", "i", 4)),
+        ("sm_90", ("f", "i", 4)),
+        ("sm_90", ("d", "q", 2)),
+    ):
+        source, cubin = tmp_path / "all.cu", tmp_path / "all.cubin"
+        source.write_text(cupy_.cuda_source(*choices, *sources))
+        options = ["-cubin", f"-arch={arch}", "-std=c++17", "-Werror", "all-warnings", "--ptxas-options=-v"]
+        done = subprocess.run([nvcc, *options, source, "-o", cubin], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        spills = re.findall(r"(\d+) bytes spill", done.stderr)
+        assert len(spills) >= 2 * 20
+        assert set(spills) == {"0"}, done.stderr
