@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from inception.__main__ import main
 from inception.data import Dataset, load_shapes
+from inception.training import Recipe, Run, open_checkpoint, resumed, run
+from inception.training.checkpoint import BEST, find_checkpoints
+from inception.training.run import FREE
+from inception.weights import CHECKPOINT, read_arrays
 from minigrad import Tensor, nn, ops
 from minigrad.random import seeded
 
@@ -60,6 +66,54 @@ def make_data(source: str, **_: Any) -> tuple[Dataset, Dataset]:
         dataclasses.replace(s, images=np.ascontiguousarray(s.images[:, ::2, ::2])) for s in load_shapes(50, 12)
     )
     return first, second
+
+
+# ---- The same run within a test ----
+
+RECIPE = Recipe(epochs=4, batch_size=8, ema=0.9, ema_every=2, clip_norm=1.0, seed=3)
+
+
+def options(out: Path, **changes: Any) -> Run:
+    defaults: dict[str, Any] = {"aux_logits": True, "recipe": RECIPE, "save_every": 2, "report": False, "quiet": True}
+    return Run(out=out, **defaults | changes)
+
+
+def go_on(where: Path, **given: Any) -> None:
+    checkpoint = open_checkpoint(where)
+    run(resumed(checkpoint, {"quiet": True} | given), checkpoint)
+
+
+def timeless(value: Any) -> Any:
+    """A JSON value without what the clock says."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "pictures_per_second")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All that a run leaves: every array to the last bit, what describes them, and the log."""
+    found: dict[str, Any] = {}
+    for path in (out / "weights.npz", out / BEST, *find_checkpoints(out)[:1]):
+        for name, array in read_arrays(path).items():
+            described = name.endswith(".json")
+            value = timeless(json.loads(str(array))) if described else (array.dtype.str, array.shape, array.tobytes())
+            if name == CHECKPOINT:  # these may differ between runs of the same training
+                for option in FREE:
+                    del value["run"]["options"][option]
+            found[f"{path.name}: {name}"] = value
+    found["log"] = [timeless(json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
+    table = (out / "log.csv").read_text().splitlines()
+    found["table"] = [row.split(",")[:-2] for row in table]
+    return found
+
+
+def assert_same(out: Path, reference: dict[str, Any]) -> None:
+    found = outcome(out)
+    assert found.keys() == reference.keys()
+    assert [name for name in reference if found[name] != reference[name]] == []
+
+
+# ---- As a command ----
 
 
 def slow(module: Any, name: str, seconds: float) -> None:
