@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data import planes_and_labels, python_2_pickle, some_images, write_binary, write_python
+from test_data import planes_and_labels, python_2_pickle, write_binary, write_python
+from test_data_augment import some_images
 from test_data_sources import arrays, packed
 
 from inception.data import DataError, load_arrays, load_cifar10, read_picture

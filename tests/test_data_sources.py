@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_data import some_images, write_binary, write_python
+from test_data import write_binary, write_python
+from test_data_augment import some_images
 
 from inception.data import (
     Augment,
