@@ -19,6 +19,7 @@ import numpy as np
 from inception.data import Dataset, Loader, load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model
 from inception.training import RECIPES, Training, to_tensor
+from inception.training.report import matplotlib_
 from inception.weights import load_model, save_weights
 from minigrad import Tensor
 from minigrad.errors import MinigradError
@@ -57,7 +58,8 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
 
 
 def subject(options: argparse.Namespace) -> Subject:
-    """The model and the pictures that the options name."""
+    """The model and the pictures that the options name, for an example that draws."""
+    matplotlib_()  # before a minute of training, not after it, is the time to miss it
     if options.weights is None:
         options.weights = options.out / "weights.npz"
         train(options.train, options.weights)

@@ -185,3 +185,12 @@ def test_heads_send_gradient_to_what_lies_before_them_alone(example: Example, tm
     assert times["inception4d"] != 1
     assert times["conv1"] != 1
     assert pixels_drawn(tmp_path / "googlenet_small.png").std() > 10
+
+
+@pytest.mark.parametrize("name", ["gradcam", "features", "deepdream"])
+def test_matplotlib_is_missed_before_the_training(
+    example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'inception-minigrad[plots]'" in example(name, code=1)
+    assert list(tmp_path.iterdir()) == []

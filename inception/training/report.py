@@ -310,13 +310,19 @@ def mistakes_figure(mistakes: Sequence[tuple[np.ndarray, Mistake]], classes: Seq
 # ---- Drawing ----
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Draw in the style of this file, whatever the user's own settings are. matplotlib is imported here first."""
+def matplotlib_() -> Any:
+    """matplotlib, which is imported here first. Raises ReportError if it is absent: ask before a long training."""
     try:
         import matplotlib
     except ModuleNotFoundError:
         raise ReportError("drawing a report needs matplotlib: pip install 'inception-minigrad[plots]'") from None
+    return matplotlib
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw in the style of this file, whatever the user's own settings are."""
+    matplotlib = matplotlib_()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
