@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -309,14 +308,13 @@ def _signals_stop(training: Training) -> Iterator[None]:
 
 def _write_report(directory: Path, rows: list[Row], model: Module, tests: Loader) -> str:
     """Draw the log and what the model makes of the test pictures; return what to say of it."""
-    if find_spec("matplotlib") is None:  # asked here, before the predictions are made
-        return "no report: drawing needs matplotlib (pip install 'inception-minigrad[plots]')"
     dataset = tests.dataset
     model.eval()
-    chances = np.concatenate(
-        [backend.to_host(ops.softmax(Tensor(logits)).data) for _, logits in predictions(model, tests)]
-    )  # (N, K)
     try:
+        report.matplotlib_()  # before the predictions are made
+        chances = np.concatenate(
+            [backend.to_host(ops.softmax(Tensor(logits)).data) for _, logits in predictions(model, tests)]
+        )  # (N, K)
         confusion = report.confusion_matrix(dataset.labels, chances.argmax(axis=1), len(dataset.classes))
         mistakes = [(dataset.images[m.row], m) for m in report.worst_mistakes(chances, dataset.labels, 25)]
         files = report.write_report(directory, rows, confusion=confusion, classes=dataset.classes, mistakes=mistakes)

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 def recomputed(module: Module, x: Tensor) -> Tensor:
     """module.forward(x), of which nothing but x is kept until backward, which runs forward once more.
 
-    The same bits as without: the second run meets the modes, keys and random numbers of the first, and leaves running
-    statistics as they are. Costs one more forward pass. `module.recompute = True` makes every call of a module one.
+    In training the same bits as without: the second run meets the modes, keys and random numbers of the first, and
+    leaves running statistics as they are. (In evaluation the first run folds batch norm, the second does not: they agree
+    within rounding.) Costs one more forward pass. `module.recompute = True` makes every call of a module one.
+
+    x        what module.forward takes; its only argument
+    saves    x
+    raises   ShapeError if the module returns anything but one tensor
 
     source   Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost, arXiv:1604.06174
     """
