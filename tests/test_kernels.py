@@ -198,6 +198,19 @@ def test_statistics_of_uneven_images(check: Check, values: str) -> None:
 
 
 @on_every_backend
+def test_batch_norm_dx_where_the_relu_stands_at_zero(k: Any, xp: Any, dtype: str) -> None:
+    """Nothing passes where y is 0, whatever the sign of gamma; gamma 0 leaves the sign of beta to decide."""
+    gamma, beta = np.array([1.0, -1, -2, 0, 0, 0]), np.array([0.0, 0, 2, 1, -1, 0])
+    x = np.broadcast_to(np.array([-1.0, 0, 1]).reshape(1, 1, 1, 3), (2, 6, 4, 3))
+    args = (np.ones_like(x), x, np.zeros(6), np.ones(6), gamma, beta, 0.0, True, False)
+    dx, dgamma, dbeta = call(k, "batch_norm_dx", bring_all(xp, "batch_norm_dx", args, dtype), dtype)
+    passed = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]])  # of a row of three pixels
+    assert_close(dx, np.broadcast_to((passed * gamma[:, None])[:, None], x.shape), TOLERANCE[dtype])
+    assert_close(dbeta, 8.0 * passed.sum(1), TOLERANCE[dtype])
+    assert_close(dgamma, 8.0 * (passed * [-1, 0, 1]).sum(1), TOLERANCE[dtype], scale=1)
+
+
+@on_every_backend
 def test_batch_norm_of_a_constant_channel(k: Any, xp: Any, dtype: str) -> None:
     """Variance zero: eps alone keeps it finite, and the result is beta."""
     x = np.full((2, 3, 4, 5), 0.75)

@@ -303,8 +303,10 @@ def conv_bn_relu_backward(
     dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
     beta: Array, eps: float, needs_dx: bool, with_bias: bool,
 ) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
-    upstream, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
+    source, scale, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
     if winograd.pays(x.shape, len(weight), window):  # whose tiles overlap: it reads dy more than once
-        dy = stored(upstream, y)
+        dy = stored(source, scale, y)
         return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
-    return *both_gradients(upstream, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+    of_filters = scale[:, None, None, None]
+    dx, dw, db = both_gradients(source, x, weight * of_filters, window, needs_dx, True, with_bias)
+    return dx, dw * of_filters, None if db is None else db * scale, dgamma, dbeta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return merged(found)
 
 
+SAMPLE = 64  # pixels of a block whose mean is close enough to the block's
+
+
 class Moments(NamedTuple):
     """Of the rows of a matrix: how many, their mean, and the sum of squares around it, float64 (C,)."""
 
@@ -44,7 +48,8 @@ class Moments(NamedTuple):
 def moments(values: Array) -> Moments:
     # Sums of x − shift, not of x: Σx² − (Σx)²/n would lose the variance of a channel far from zero.
     n, c = values.shape
-    shift = column_sums(values) / n
+    some = values[:: max(n // SAMPLE, 1)]
+    shift = column_sums(some) / len(some)  # near the mean is enough
     wide, tiled = widen(values, repeated(shift))
     centred = np.subtract(wide, tiled, out=scratch("centred", wide.shape, wide.dtype))
     first = column_sums(centred, c).astype(np.float64)
@@ -82,16 +87,17 @@ def batch_norm_dx(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    source, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
-    return stored(source, x), dgamma, dbeta
+    source, scale, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
+    return stored(source, scale, x), dgamma, dbeta
 
 
-def stored(source: Source, like: Array) -> Array:
-    """What a source computes, as images of the shape of `like`."""
-    whole = empty_images(np, like.shape, like.dtype)
+def stored(source: Source, scale: Array, like: Array) -> Array:
+    """What a source computes, times a number for every channel, as images of the shape of `like`."""
+    whole, tiled = empty_images(np, like.shape, like.dtype), repeated(scale)
 
     def block(part: Block) -> None:
-        rows(whole, part)[...] = source(part)
+        out, s = widen(matrix(rows(whole, part)), tiled)
+        np.multiply(source(part).reshape(out.shape), s, out=out)
 
     each(block, blocks(len(like), like.shape[2:], like.itemsize * like.shape[1], BLOCK_BYTES))
     return whole
@@ -100,14 +106,14 @@ def stored(source: Source, like: Array) -> Array:
 def through_batch_norm(
     dys: list[Array], x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
     through_statistics: bool,
-) -> tuple[Source, Array, Array]:  # fmt: skip
-    """The gradient of x, to be computed block by block where it is read; dgamma and dbeta.
+) -> tuple[Source, Array, Array, Array]:  # fmt: skip
+    """The gradient of x over the scale γ/√(var + eps), to be computed block by block where it is read; the scale;
+    dgamma and dbeta. A convolution multiplies its filters by the scale rather than every pixel.
 
     dys   the upstream gradient, cut along the channels; in one piece without relu
     """
-    scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
-    threshold = -shift  # x·scale + shift > 0 where x·scale > threshold, exactly
-    centre = repeated(mean.astype(x.dtype))
+    scale = (gamma / np.sqrt(var + eps)).astype(x.dtype)
+    centre, edge, turned = (repeated(v) for v in (mean.astype(x.dtype), *positive_beyond(scale, beta)))
     c = x.shape[1]
     dz = empty_images(np, x.shape, x.dtype) if relu else dys[0]  # the gradient before the ReLU
     parts = blocks(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
@@ -115,39 +121,35 @@ def through_batch_norm(
 
     def reduce(i: int) -> None:
         """dz; Σ dz and Σ dz·(x − mean)."""
-        values, s, edge, m = widen(matrix(rows(x, parts[i])), scale, threshold, centre)
+        values, m, e, t = widen(matrix(rows(x, parts[i])), centre, edge, turned)
         dz_block = matrix(rows(dz, parts[i])).reshape(values.shape)
-        product = scratch("product", values.shape, x.dtype)
+        centred = np.subtract(values, m, out=scratch("centred", values.shape, x.dtype))
         if relu:
-            passed = scratch("mask", values.shape, BYTE).view(bool)
-            np.greater(np.multiply(values, s, out=product), edge, out=passed)
+            passed = np.greater(centred, e, out=scratch("mask", values.shape, BYTE).view(bool))
+            np.not_equal(passed, t, out=passed)
             keep_where(passed, joined(dys, parts[i]).reshape(values.shape), out=dz_block)
-        np.subtract(values, m, out=product)
-        product *= dz_block
-        for total, summands in zip(sums[:, i], (dz_block, product), strict=True):
-            total[...] = column_sums(summands, c)
+        centred *= dz_block
+        sums[:, i] = column_sums(dz_block, c), column_sums(centred, c)
 
     each(reduce, range(len(parts)))
     dbeta, dot = sums.sum(1)
     dot += (mean.astype(x.dtype) - mean) * dbeta  # Σ dz·(x − mean) with the mean before it was rounded
     dgamma = dot / np.sqrt(var + eps)
-    # dx = scale · (dz − mean(dz) − (x − mean) · mean(dz·(x − mean)) / (var + eps)), as dz·scale + x·slope + offset
-    n = x.size // c if through_statistics else np.inf
-    full = gamma / np.sqrt(var + eps)  # float64
-    by_x = -full * dot / (n * (var + eps))
-    slope, offset = (repeated(v.astype(x.dtype)) for v in (by_x, -full * dbeta / n - by_x * mean))
+    if not through_statistics:
+        return partial(rows, dz), scale, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+    # dx = scale · (dz − mean(dz) − (x − mean) · mean(dz·(x − mean)) / (var + eps)), in brackets dz + x·slope + level
+    n = x.size // c
+    by_x = -dot / (n * (var + eps))  # float64
+    slope, level = (repeated(v.astype(x.dtype)) for v in (by_x, -dbeta / n - by_x * mean))
 
     def source(part: Block) -> Array:
-        values, s, a, b = widen(matrix(rows(x, part)), scale, slope, offset)
-        dx = scratch("dx", values.shape, x.dtype)
-        np.multiply(matrix(rows(dz, part)).reshape(values.shape), s, out=dx)
-        if through_statistics:
-            linear = np.multiply(values, a, out=scratch("product", values.shape, x.dtype))
-            linear += b
-            dx += linear
+        values, a, b = widen(matrix(rows(x, part)), slope, level)
+        dx = np.multiply(values, a, out=scratch("dx", values.shape, x.dtype))
+        dx += b
+        dx += matrix(rows(dz, part)).reshape(values.shape)
         return dx.reshape(rows(x, part).shape)
 
-    return source, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+    return source, scale, dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
 
 
 def joined(xs: list[Array], part: Block) -> Array:
@@ -167,6 +169,14 @@ def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: flo
     """Batch norm as x·scale + shift, both (C,) in gamma's dtype."""
     scale = gamma / np.sqrt(var + eps)  # float64
     return scale.astype(gamma.dtype), (beta - mean * scale).astype(gamma.dtype)
+
+
+def positive_beyond(scale: Array, beta: Array) -> tuple[Array, Array]:
+    """Beyond which value v·scale + beta is positive, and for which channels that means below it: both (C,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        edge = np.where(scale == 0, np.where(beta > 0, -np.inf, np.inf), -beta / scale).astype(scale.dtype)
+    below = scale < 0
+    return np.where(below, np.nextafter(edge, -np.inf), edge), below  # what is not > edge is ≤ edge
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
