@@ -1,16 +1,16 @@
 """The one idea of the library: an activation is a matrix with one row per pixel and one column per channel.
 
-A batch of images has the shape (N, C, H, W), as in every paper and in PyTorch, but its memory is
-channels-last: the values of one pixel's channels are neighbours. Seen through `pixels` it is the matrix
-(N·H·W, C), and then
+A batch of images has the shape (N, C, H, W), as in every paper and in PyTorch, but the memory of whatever an op
+makes is channels-last: the values of one pixel's channels are neighbours. (What a user hands in may lie in any order:
+the first op that needs it otherwise makes a copy.) Seen through `pixels` it is the matrix (N·H·W, C), and then
 
 - a 1×1 convolution is a matrix product, with no copy at all;
 - a k×k convolution is im2col (one row of patches per output pixel) and a matrix product;
 - batch norm is column statistics, ReLU and dropout are elementwise;
 - concat is columns side by side, global average pooling the mean over an image's rows.
 
-This file is the only one that transposes. Weights follow the same rule: their shape is (O, I, KH, KW), their
-memory (O, KH, KW, I), so that `filter_matrix` is a view.
+Only this file decides on an order in memory; elsewhere a transpose is a view. Weights follow the same rule: their
+shape is (O, I, KH, KW), their memory (O, KH, KW, I), so that `filter_matrix` is a view.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ def channels_last(xp: Any, x: Array) -> Array:
 
 def elementwise(function: Any, *arrays: Array) -> Array:
     """function(*arrays) with broadcasting, the result channels-last where it is a batch of images.
+
+    function   a ufunc, or what can be called like one: function(*arrays, out=result)
+    arrays     no plain numbers among them; the first gives the dtype
 
     NumPy's ufuncs keep the strides of their operands and walk in the order of memory, CuPy's always allocate in C
     order and walk in the order of the axes; this is where they agree.

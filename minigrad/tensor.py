@@ -359,7 +359,12 @@ def record_parts(
     *,
     multiply_adds: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """As `record`, for an op with several results: its backward gets the gradient of each, None where none came."""
+    """As `record`, for an op with several results: its backward gets the gradient of each, None where none came.
+
+    (To be skipped at first reading.) Each result has a node whose only input is the op's node. Going back, a result
+    hands its gradient on as a `Part`, with its number, and the op's node collects the parts in a list. Results and op
+    stand in topological order like everything else, so that the list is complete when the op's turn comes.
+    """
     outputs, whole = [Tensor(part) for part in parts], None
     if (nodes := _nodes_of(inputs)) is not None:
         whole = Node(op, parts[0], nodes, backward, parts=len(parts))
@@ -395,7 +400,9 @@ def _node_of(tensor: Tensor) -> Node:
 def _walk(root: Node, gradient: Array) -> None:
     """Send `gradient` from `root` back through the graph, every node after all of its users."""
     gradients: dict[Node, Any] = {root: gradient}  # an array, or a list of them for an op with several results
-    ours: set[Node] = set()  # nodes whose gradient is a sum made here: only into those may be added in place
+    # The first gradient that reaches a node is only borrowed, the second makes a sum of our own, from the third on that
+    # sum is added to in place. `ours` are the nodes that have one.
+    ours: set[Node] = set()
     for node in reversed(_topological(root)):
         dy = gradients.pop(node, None)
         if dy is not None and node.owner is not None and (tensor := node.owner()) is not None:

@@ -45,7 +45,7 @@ def test_im2col_forward_by_hand() -> None:
 
 def test_the_kernels_patches_are_those_by_hand() -> None:
     x, window = np.array(PICTURE, np.float64)[None, None], Window.of((3, 3), 2)
-    (part,) = numpy_.conv.blocks(1, window.output, 8, 1 << 20)
+    (part,) = numpy_.conv.cut(1, window.output, 8, 1 << 20)
     assert numpy_.conv.im2col(partial(numpy_.conv.rows, x), window, part).tolist() == PATCHES
 
 

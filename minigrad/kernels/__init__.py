@@ -34,7 +34,7 @@ Sizes have been checked by the op that calls.
         max_pool, and where the maxima are: which cell of its row of the kernel has a row's maximum (N, C, H, OW), and
         which row of the kernel has the window's (N, C, OH, OW); int8, the first of several equals
     max_pool_dx(dy, winners, window) -> dx
-        dy goes to the winner, which is the window's first maximum in row-major order
+        dy goes to the winner, which is the window's first maximum in row-major order (or anywhere in it if one is NaN)
     avg_pool(x, window, count_padding) -> y
         the sum of the cells inside the image over their number, or over the number inside the padded image
     avg_pool_dx(dy, window, count_padding) -> dx
@@ -55,6 +55,11 @@ Sizes have been checked by the op that calls.
         gradients that meet; written into `out`, which may be a or b, unless it is None
 
 `window` is a `minigrad.layout.Window`.
+
+To add a kernel: a line here; plain loops in `reference`; the function in `numpy_` (and its name in numpy_/__init__.py)
+and in `cupy_`, with its source in cuda/; in tests/kernel_cases.py its arguments, a second plain definition if it has a
+window, and a case in ONE_OF_EACH and LARGE; then the op that calls it: see `minigrad.ops`. tests/test_kernels.py
+compares all modules on every kernel that it finds here.
 """
 
 from __future__ import annotations

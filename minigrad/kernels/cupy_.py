@@ -21,7 +21,9 @@ from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
 
-PATCH_BYTES = 256 * 2**20  # a k×k patch matrix is k² times its input: blocks of images keep it below this
+# A k×k patch matrix is k² times its input, 4 GB for a layer of GoogLeNet at batch 128: blocks of images keep it below
+# this, which is far more than it takes to fill a GPU.
+PATCH_BYTES = 256 * 2**20
 THREADS = 256  # of a block
 BLOCKS = 4096  # about as many blocks share the rows of a matrix: a few times what a GPU holds at once
 PARTS = 1024  # the same where every block leaves a part of a sum for a second kernel to add,

@@ -90,15 +90,15 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     return rounded(dw, x), rounded(db, x) if with_bias else None
 
 
-# Pooling: every image n and channel c on its own.
-
-
 def conv2d_backward(
     dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The gradients that are needed."""
     dx = conv2d_dx(dy, weight, window) if needs_dx else None
     return dx, *(conv2d_dw(dy, x, window, with_bias) if needs_dw or with_bias else (None, None))
+
+
+# Pooling: every image n and channel c on its own.
 
 
 def max_pool(x: Array, window: Window) -> Array:

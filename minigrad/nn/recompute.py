@@ -16,8 +16,8 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
     """module.forward(x), of which nothing but x is kept until backward, which runs forward once more.
 
     In training the same bits as without: the second run meets the modes, keys and random numbers of the first, and
-    leaves running statistics as they are. (In evaluation the first run folds batch norm, the second does not: they agree
-    within rounding.) Costs one more forward pass. `module.recompute = True` makes every call of a module one.
+    leaves running statistics as they are. (In evaluation the first run folds batch norm, the second does not: they
+    agree within rounding.) Costs one more forward pass. `module.recompute = True` makes every call of a module one.
 
     x        what module.forward takes; its only argument
     saves    x

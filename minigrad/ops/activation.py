@@ -12,7 +12,7 @@ from minigrad.tensor import Tensor, record
 def relu(x: Tensor) -> Tensor:
     """max(0, x), element by element. Its gradient is 1 where x > 0, and 0 elsewhere.
 
-    Saves y, which the next layer keeps anyway.
+    Saves y, which the next layer usually keeps anyway.
     """
     xp = array_module(x.data)
     y = elementwise(lambda a, **out: xp.maximum(a, 0, **out), x.data)

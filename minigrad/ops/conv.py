@@ -99,13 +99,14 @@ def conv_bn_relu(
     """relu(batch_norm(conv2d(x))) for one unit, or for several that see the same input through the same window.
 
     Their filters side by side are one filter bank: one product reads x once, and in backward one product gives dx,
-    where several units would each give a part. In training, the statistics are taken from each block of the
+    where several units would each give a part. Each channel of the result is still its own filter's, so that nothing
+    changes but rounding. In training, the statistics are taken from each block of the
     convolution's result while it is in the cache, and the gradient of that result is computed block by block where
     the convolution's backward reads it. In evaluation, batch norm is an affine map and is folded into the filters.
 
     x        (N, C, H, W)
     returns  (N, Oᵢ, OH, OW) for each unit
-    saves    x, the filters, the convolution's result, and two numbers per channel
+    saves    x, the filters, the convolution's result, and mean, variance, gamma and beta of every channel
     costs    what the convolutions cost
     raises   what conv2d and batch_norm raise; GraphError for a gradient in evaluation
     """
@@ -118,7 +119,7 @@ def conv_bn_relu(
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):
         raise GraphError("conv_bn_relu in evaluation has no gradient: use batch_norm(conv2d(x)), or no_grad()")
     k, xp, window = kernels(x.data), array_module(x.data), windows[0]
-    images_in, weights = x.data, [unit.weight.data for unit in units]
+    images_in, weights, with_bias = x.data, [unit.weight.data for unit in units], units[0].bias is not None
     filters = joined_filters(weights)
     gamma, beta = (xp.concatenate([p.data for p in ps]) for ps in ([u.gamma for u in units], [u.beta for u in units]))
     biases = [unit.bias.data for unit in units if unit.bias is not None]
@@ -147,7 +148,7 @@ def conv_bn_relu(
         given = [xp.zeros(shape, y.dtype) if dz is None else dz for dz, shape in zip(dzs, shapes, strict=True)]
         filters = joined_filters(weights)  # joined again rather than kept
         dx, dw, db, dgamma, dbeta = k.conv_bn_relu_backward(
-            given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx, bias is not None
+            given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx, with_bias
         )
         gradients = (dw, db, dgamma, dbeta)
         return [dx, *(None if whole is None else whole[part] for part in parts for whole in gradients)]

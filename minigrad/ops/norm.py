@@ -33,7 +33,8 @@ def batch_norm(
     gamma, beta  (C,)
     running_mean, running_var   arrays (C,), no tensors: no gradient flows through them
     returns      (N, C, H, W)
-    saves        x, and two numbers per channel. With relu its mask is computed again rather than kept.
+    saves        x, and mean and variance of every channel (float64). Neither (x − μ)/√(σ² + eps) nor the mask of the
+                 ReLU: both follow from these in one pass, and to keep one would be to keep an array of x's size more.
     raises       ShapeError if the channels differ, or a channel has one value only in training
     source       Ioffe, Szegedy: Batch normalization, arXiv:1502.03167, algorithms 1 and 2
     """

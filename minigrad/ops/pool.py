@@ -44,11 +44,11 @@ def max_pool2d(
     x        (N, C, H, W)
     stride   kernel_size if None
     returns  (N, C, OH, OW),  OH = ⌊(H + 2p − K) / s⌋ + 1; rounded up in ceil mode (see layout.Window)
-    saves    which cell of each window it was, two bytes
+    saves    which cell of each window it was: a byte for each of N·C·H·OW, and one for each of N·C·OH·OW
     raises   ShapeError if no window fits, or the padding is more than half of the kernel
     """
     window = pooling_window("max_pool2d", x, kernel_size, stride, padding, ceil_mode)
-    if max(window.kernel) > 127:
+    if max(window.kernel) > 127:  # a byte says which cell
         raise ShapeError(f"max_pool2d takes kernels up to 127×127, got {window.kernel}")
     k = kernels(x.data)
     if not x.needs_grad:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.kernels.numpy_.blocks import BLOCK_BYTES, Block, blocks, each
+from minigrad.kernels.numpy_.blocks import BLOCK_BYTES, Block, cut, each
 from minigrad.kernels.numpy_.conv import (
     conv2d,
     conv2d_backward,
@@ -73,7 +73,7 @@ def concat(xs: list[Array]) -> Array:
             start, end = end, end + x.shape[1]
             y[part[0], start:end, part[1]] = x[part[0], :, part[1]]
 
-    each(block, blocks(n, (h, w), y.itemsize * y.shape[1], BLOCK_BYTES))
+    each(block, cut(n, (h, w), y.itemsize * y.shape[1], BLOCK_BYTES))
     return y
 
 
@@ -86,5 +86,5 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         x, y, z = (m[part[0], :, part[1]].transpose(0, 2, 3, 1) for m in (a, b, total))
         np.add(x, y, out=z)
 
-    each(block, blocks(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
+    each(block, cut(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
     return total

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import itertools
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -21,22 +22,27 @@ from minigrad.layout import Array, empty
 
 Item = TypeVar("Item")
 
-# Small enough for the cache, large enough that a call into NumPy takes longer than handing over the interpreter
-# lock between two threads, which every call does twice.
+# Blocks have two bounds. What one works on, its patches or a handful of operands, must fit a core's share of the last
+# cache (8 MB and more on the machines in mind; a core has 1 or 2 of the second cache, where a block would be faster
+# still). And a call into NumPy must take much longer than handing over the interpreter lock between two threads, which
+# every call does twice: tens of microseconds, in which a core works on a megabyte. Halves of these were slower.
 PATCH_BYTES = 1 << 22  # the patches of one block
 BLOCK_BYTES = 1 << 20  # one operand of elementwise work
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 
 Block = tuple[slice, slice]  # some images, and some rows of their output
-Source = Callable[[Block], Array]  # a block of images to read, (images, rows, columns, C): stored, or computed then
+# What a kernel reads its input from: asked for a block, it gives (images, rows, columns, C). `partial(rows, x)` gives a
+# part of the array x; `norm.through_batch_norm` makes one that computes the block when it is asked.
+Source = Callable[[Block], Array]
 BYTE = np.dtype(np.int8)
 
 
 def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
     """work(item) for every item, spread over the threads."""
     # From 2.3 on, NumPy copies a part of an array whose rows are shorter than a buffer into one, which makes a ufunc
-    # on it three times slower than on a whole array. The size belongs to the context, which `threads.each` hands on.
+    # on it three times slower than on a whole array: unless a row is longer than the buffer, here of 256 values. The
+    # size belongs to the context, which `threads.each` hands on.
     before = np.setbufsize(256)
     try:
         threads.each(work, items)
@@ -44,10 +50,13 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         np.setbufsize(before)
 
 
-def blocks(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256) -> list[Block]:
-    """Cut n images of (rows, columns) into blocks within the budget: some whole images, or bands of one image.
+def cut(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256) -> list[Block]:
+    """Cut n images of (rows, columns) into blocks: some whole images, or bands of one image.
 
-    There are at least eight where the work is worth sharing, so that one image keeps several cores busy.
+    budget   bytes of a block
+    least    pixels of a block, even if they take more than the budget: short products are slow
+
+    There are at least eight blocks where that leaves each its `least`, so that one image keeps several cores busy.
     """
     rows, columns = size
     area = rows * columns
@@ -148,7 +157,11 @@ _memory = threading.local()
 
 
 def scratch(purpose: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """A thread's own working memory for one purpose, uninitialised: still in the cache from the block before."""
+    """A thread's own working memory for one purpose, uninitialised: still in the cache from the block before.
+
+    It is valid until the same thread asks for the same purpose again, so no two arrays that are in use at once may
+    share a purpose. It grows to the largest size asked for, and stays.
+    """
     size = math.prod(shape) * dtype.itemsize
     buffer: Array | None = getattr(_memory, purpose, None)
     if buffer is None or buffer.size < size:
@@ -159,8 +172,12 @@ def scratch(purpose: str, shape: tuple[int, ...], dtype: np.dtype) -> Array:
 
 def _keep_memory() -> None:
     """Keep freed memory in the process: a training step allocates the same arrays again and again, and fresh
-    pages from the kernel cost more than the arithmetic on them. glibc only; elsewhere nothing happens."""
-    if sys.platform != "linux":
+    pages from the kernel cost more than the arithmetic on them. glibc only; elsewhere nothing happens.
+
+    It holds for the whole process, whose memory then shrinks only where the end of the heap is free: after large
+    arrays it can stay large. MINIGRAD_KEEP_MEMORY=0 leaves the C library as it is.
+    """
+    if sys.platform != "linux" or os.environ.get("MINIGRAD_KEEP_MEMORY") == "0":
         return
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)

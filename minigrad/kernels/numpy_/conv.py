@@ -1,7 +1,15 @@
-"""Convolution: im2col and a matrix product, block by block. Read `correlate` first, then `both_gradients`.
+"""Convolution: im2col and a matrix product, block by block. Read `blocks` and `correlate` first, then `both_gradients`.
 
-The block that is multiplied and its patches stay in the cache. Whoever reads a block (`Source`) may have it computed
-then: so the gradient that comes through a batch norm is not stored, except for Winograd's tiles, which overlap.
+Forward, patches of x times filters, is `correlate`. Backward goes one of three ways:
+
+    both_gradients    stride 1: patches of dy, which give dx and dw at once
+    input_gradient, filter_gradient    other strides, or if only one is wanted: by the book, dx = col2im(dy · filters)
+                      and dw = patches of xᵀ · dy
+    winograd          3×3 at stride 1 with many channels, where it pays
+
+A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
+gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never
+stored. Winograd's tiles read a pixel up to four times, so there it is.
 """
 
 from __future__ import annotations
@@ -17,9 +25,9 @@ from minigrad.kernels.numpy_.blocks import (
     PATCH_BYTES,
     Block,
     Source,
-    blocks,
     by_image,
     column_sums,
+    cut,
     each,
     matrix,
     repeated,
@@ -35,6 +43,7 @@ Finish = Callable[[int, Array], None]  # takes a block's number and its pixels (
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    """Patches times filters, plus bias"""
     return convolved(x, weight, bias, window)
 
 
@@ -59,7 +68,7 @@ def correlate(
     finish   called while the block is in the cache
     """
     y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
-    parts = blocks(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
+    parts = cut(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
 
     def block(i: int) -> None:
         patches = im2col(source, window, parts[i])  # (pixels, KH·KW·C)
@@ -77,22 +86,26 @@ def correlate(
 
 
 def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
+    """dx alone"""
     return input_gradient(partial(rows, dy), len(dy), dy.dtype, weight, window)
 
 
 def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    """dw alone, with db if asked"""
     return filter_gradient(partial(rows, dy), dy.shape[1], x, window, with_bias)
 
 
 def conv2d_backward(
     dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
+    """The way that the sizes favour"""
     if needs_dx and needs_dw and max(window.padding) <= 1 and winograd.pays(x.shape, len(weight), window):
         return winograd.conv2d_backward(dy, x, weight, window, with_bias)
     return both_gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
 
 
 def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, window: Window) -> Array:
+    """dx: at stride 1 a correlation of dy, else col2im(dy · filters)"""
     (kh, kw), (ph, pw) = window.kernel, window.padding
     if window.stride == (1, 1) and ph < kh and pw < kw:
         # Each pixel gathers: the correlation of dy with the filters turned by 180°, inputs and outputs exchanged.
@@ -109,13 +122,14 @@ def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, win
             product(dy, filters, patches)
             add_inside(dx, col2im(patches, window, part), window, part)
 
-    each(block, by_image(blocks(n, window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
+    each(block, by_image(cut(n, window.output, filters.itemsize * filters.shape[1], PATCH_BYTES)))
     return dx
 
 
 def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
+    """dw = (patches of x)ᵀ · dy, and db = column sums of dy"""
     (kh, kw), c = window.kernel, x.shape[1]
-    parts = blocks(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
+    parts = cut(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
     lanes = min(LANES, len(parts))
     dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
     db = np.zeros((lanes, o), x.dtype)
@@ -136,28 +150,33 @@ def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bia
 def both_gradients(
     upstream: Source, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
+    """dx, dw, db from patches of dy where the stride is 1: the same sums as by the book, in another order.
+
+    dy meets x[h] through the cell u of the filter where it meets x[h + 1] through u + 1. So the pixels of dy that x[h]
+    had a part in are again a window, around h, and the cell of the filter runs backwards in it.
+    """
     (kh, kw), (ph, pw), o, c = window.kernel, window.padding, len(weight), x.shape[1]
     if window.stride != (1, 1) or 2 * ph >= kh or 2 * pw >= kw or not (needs_dx and needs_dw):
         dx = input_gradient(upstream, len(x), x.dtype, weight, window) if needs_dx else None
         needs_dw |= with_bias
         return dx, *(filter_gradient(upstream, o, x, window, with_bias) if needs_dw else (None, None))
-    # Each pixel of x gathers the patch of dy that it had a part in. One patch matrix gives both gradients:
-    # dx = patches · filters turned by 180°, and the turned filters' gradient = patchesᵀ · x.
+    # One patch matrix gives both gradients: dx = dy_patches · filters turned by 180°, and the turned filters' gradient
+    # = dy_patchesᵀ · x.
     mirror = Window.of(window.output, window.kernel, 1, (kh - 1 - ph, kw - 1 - pw))
     turned = turned_columns(weight)  # (KH·KW·O, C)
     itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
     dx = empty_images(np, x.shape, x.dtype)
-    parts = blocks(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
+    parts = cut(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
     lanes = min(LANES, len(parts))
     dw, db = np.zeros((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
-            patches = im2col(upstream, mirror, part)  # (pixels of x, KH·KW·O)
-            product(patches, turned, pixels(dx[part[0], :, part[1]]))
-            dw[i] += product_of_transposed(patches, pixels(x[part[0], :, part[1]]))
+            dy_patches = im2col(upstream, mirror, part)  # (pixels of x, KH·KW·O)
+            product(dy_patches, turned, pixels(dx[part[0], :, part[1]]))
+            dw[i] += product_of_transposed(dy_patches, pixels(x[part[0], :, part[1]]))
             if with_bias:
-                db[i] += column_sums(patches[:, itself])
+                db[i] += column_sums(dy_patches[:, itself])
 
     each(lane, range(lanes))
     total = dw.sum(0).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3).copy()  # (O, KH, KW, C)
@@ -182,7 +201,7 @@ def turned_columns(weight: Array) -> Array:
 UNPACKED = 1_000_000
 
 
-def pieces(rows: int, cells: int) -> int:
+def piece_length(rows: int, cells: int) -> int:
     """How many rows at a time to multiply with a (K, O) matrix of so many cells: all, or an unpacked product's."""
     count = UNPACKED // cells
     for piece in (512, 256, 128, 64, 32):
@@ -193,13 +212,13 @@ def pieces(rows: int, cells: int) -> int:
 
 def product(a: Array, b: Array, out: Array) -> None:
     """out = a · b, for a tall a (rows, K) and a small b (K, O)."""
-    piece = pieces(len(a), b.size)
+    piece = piece_length(len(a), b.size)
     np.matmul(stack(a, piece), b, out=stack(out, piece))
 
 
 def product_of_transposed(a: Array, b: Array) -> Array:
     """aᵀ · b, for tall a (rows, K) and b (rows, O)."""
-    piece = pieces(len(a), a.shape[1] * b.shape[1])
+    piece = piece_length(len(a), a.shape[1] * b.shape[1])
     if piece == len(a):
         return a.T @ b
     return np.matmul(stack(a, piece).transpose(0, 2, 1), stack(b, piece)).sum(0)
@@ -283,6 +302,8 @@ def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slic
 
 
 def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    """max(0, ·) of each block while it is in the cache"""
+
     def finish(_: int, out: Array) -> None:
         np.maximum(out, 0, out=out)
 
@@ -290,6 +311,7 @@ def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> 
 
 
 def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
+    """The moments of each block while it is in the cache"""
     found: dict[int, Moments] = {}
 
     def finish(i: int, out: Array) -> None:
@@ -303,8 +325,9 @@ def conv_bn_relu_backward(
     dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
     beta: Array, eps: float, needs_dx: bool, with_bias: bool,
 ) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    """One pass over dz and y for the sums; a second where the convolution's backward reads its gradient from them"""
     source, scale, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
-    if winograd.pays(x.shape, len(weight), window):  # whose tiles overlap: it reads dy more than once
+    if winograd.pays(x.shape, len(weight), window):
         dy = stored(source, scale, y)
         return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
     of_filters = scale[:, None, None, None]

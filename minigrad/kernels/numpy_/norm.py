@@ -12,8 +12,8 @@ from minigrad.kernels.numpy_.blocks import (
     BYTE,
     Block,
     Source,
-    blocks,
     column_sums,
+    cut,
     each,
     keep_where,
     matrix,
@@ -27,6 +27,7 @@ from minigrad.layout import Array, empty_images, pixels
 
 
 def statistics(x: Array) -> tuple[Array, Array]:
+    """The moments of every block, merged"""
     m = pixels(x)
     parts = row_blocks(m)
     found: dict[int, Moments] = {}
@@ -67,6 +68,8 @@ def merged(found: dict[int, Moments]) -> tuple[Array, Array]:
 
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
+    """x·scale + shift: a pass less over a block than (x − mean)·scale + beta, which would err less where the mean is
+    far from zero: in float32 by 8e-7 instead of 5e-6 at 30 standard deviations"""
     scale, shift = (repeated(v) for v in scale_and_shift(mean, var, gamma, beta, eps))
     zero = np.zeros_like(scale)  # in this form maximum is faster than with a plain 0
     y = empty_images(np, x.shape, x.dtype)
@@ -87,6 +90,7 @@ def batch_norm_dx(
     dy: Array, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool,
     through_statistics: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
+    """One pass for the sums, one for dx"""
     source, scale, dgamma, dbeta = through_batch_norm([dy], x, mean, var, gamma, beta, eps, relu, through_statistics)
     return stored(source, scale, x), dgamma, dbeta
 
@@ -99,7 +103,7 @@ def stored(source: Source, scale: Array, like: Array) -> Array:
         out, s = widen(matrix(rows(whole, part)), tiled)
         np.multiply(source(part).reshape(out.shape), s, out=out)
 
-    each(block, blocks(len(like), like.shape[2:], like.itemsize * like.shape[1], BLOCK_BYTES))
+    each(block, cut(len(like), like.shape[2:], like.itemsize * like.shape[1], BLOCK_BYTES))
     return whole
 
 
@@ -116,7 +120,7 @@ def through_batch_norm(
     centre, edge, turned = (repeated(v) for v in (mean.astype(x.dtype), *positive_beyond(scale, beta)))
     c = x.shape[1]
     dz = empty_images(np, x.shape, x.dtype) if relu else dys[0]  # the gradient before the ReLU
-    parts = blocks(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
+    parts = cut(len(x), x.shape[2:], x.itemsize * c, BLOCK_BYTES)
     sums = np.empty((2, len(parts), c))
 
     def reduce(i: int) -> None:

@@ -10,8 +10,8 @@ from minigrad.kernels.numpy_.blocks import (
     BLOCK_BYTES,
     BYTE,
     Block,
-    blocks,
     by_image,
+    cut,
     each,
     keep_where,
     rows,
@@ -37,7 +37,8 @@ def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) ->
     y = empty_images(np, (*x.shape[:2], *window.output), x.dtype)
 
     def block(part: Block) -> None:
-        # The maximum across the columns, then down the rows.
+        # Columns first, then rows: the first row that has the maximum, and in it the first column, is the first cell in
+        # row-major order.
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
@@ -45,7 +46,7 @@ def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) ->
         maximum_of(source, taps(window, 1), across, won[0])
         maximum_of(across, taps(window, 0, part[1], seen), out, won[1])
 
-    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    each(block, cut(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
@@ -64,7 +65,7 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
             hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), d_across)
             hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), target, add=not alone)
 
-    each(block, by_image(blocks(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
+    each(block, by_image(cut(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
     return dx
 
 
@@ -166,7 +167,7 @@ def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
             out[o] += across[i]
         out *= share[part[1]]
 
-    each(block, blocks(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    each(block, cut(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
 
 
@@ -187,7 +188,7 @@ def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
             for o, i in (tap.cells() for tap in taps(window, 1)):
                 target[i] += d_across[o]
 
-    each(block, by_image(blocks(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
+    each(block, by_image(cut(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
     return dx
 
 

@@ -42,8 +42,8 @@ from minigrad.kernels.numpy_.blocks import (
     LANES,
     PATCH_BYTES,
     Block,
-    blocks,
     column_sums,
+    cut,
     each,
     even,
     repeated,
@@ -62,11 +62,12 @@ def pays(x_shape: tuple[int, ...], filters: int, window: Window) -> bool:
     if window.kernel != (3, 3) or window.stride != (1, 1):
         return False
     (oh, ow), (rows, columns) = window.output, tiles(window.output)
-    saved = x_shape[0] * (9 * oh * ow - 16 * rows * columns)  # multiplications for each input channel and filter
-    return min(x_shape[1], filters) >= 48 and saved >= 1500  # GgGᵀ takes as long as about 1,000
+    saved = x_shape[0] * (9 * oh * ow - 16 * rows * columns)  # multiplications for each pair of channel and filter
+    return min(x_shape[1], filters) >= 48 and saved >= 1500  # to transform the pair's g takes as long as 1,000 or so
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    """y = Aᵀ[(BᵀxB) ⊙ (GgGᵀ)]A, block by block"""
     u = filter_planes(weight.transpose(2, 3, 1, 0).reshape(9, *weight.shape[1::-1]))  # (16, C, O)
     y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
     bias_row = None if bias is None else repeated(bias)
@@ -75,7 +76,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array
         v = input_planes(x, window, part)  # (16, tiles, C)
         m = np.matmul(v, u, out=scratch("m", (16, v.shape[1], u.shape[2]), v.dtype))  # (16, tiles, O)
         if bias_row is not None:
-            wide, b = widen(m[4 * 1 + 1], bias_row)  # m1 of m1, which is in all four outputs once
+            wide, b = widen(m[4 * 1 + 1], bias_row)  # cell (1, 1): its product is in all four outputs, once
             wide += b
         outputs(m, y, part)
 
@@ -119,7 +120,7 @@ def tiles(size: Pair) -> Pair:
 
 def tile_blocks(n: int, size: Pair, bytes_per_pixel: int) -> list[Block]:
     """Some images, and some rows of tiles of them, whose 16 planes stay in the cache."""
-    return blocks(n, tiles(size), 16 * bytes_per_pixel, PATCH_BYTES, least=128)
+    return cut(n, tiles(size), 16 * bytes_per_pixel, PATCH_BYTES, least=128)
 
 
 def extent(part: Block, size: Pair) -> tuple[int, int, int]:
