@@ -443,7 +443,7 @@ def _compare(models: list[str], quiet: bool, json: bool) -> int:
         for line in found:
             print(as_json(line._asdict()))
         return 0
-    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "kept for backward")]
+    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "saved for backward")]
     for line in found:
         lines.append((line.name, str(line.size), *(f"{n:,}" for n in line[3:])))
     print(columns(lines, left=1))

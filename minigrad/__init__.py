@@ -12,7 +12,7 @@ The engine
 What networks are made of (each a room of its own, see help(minigrad.ops) and so on)
     ops                convolution, pooling, normalisation, loss, …: functions of tensors
     nn                 layers and containers: ops with their parameters
-    optim              SGD, RMSProp, AdamW; groups of parameters, clipping
+    optim              SGD, RMSProp, AdamW, Muon; groups of parameters, clipping
     schedule           learning rates as pure functions of the step
     random             random numbers as a function of (key, index)
 

@@ -1,4 +1,4 @@
-"""Optimizers: what a gradient does to its parameter. SGD, RMSProp and AdamW, exactly as PyTorch defines them.
+"""Optimizers: what a gradient does to its parameter. SGD, RMSProp and AdamW exactly as PyTorch defines them; Muon.
 
     optimizer = SGD(decay_groups(model, 5e-4), lr=0.1, momentum=0.9, nesterov=True)
     for step in range(total):
@@ -8,8 +8,8 @@
 
 An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
-an update needs one scratch array of the parameter's size (RMSProp with weight decay: two). A parameter whose
-gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
+an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). A parameter
+whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from minigrad.backend import array_module
 from minigrad.errors import MinigradError, StateError
 from minigrad.layout import Array
+from minigrad.threads import blas_on_one_thread
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
 Params = Iterable[Any]  # of parameters, or of groups: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}
@@ -274,6 +275,60 @@ class AdamW(Optimizer):
         scratch *= lr / (1.0 - beta1**slot.updates)
         p *= 1.0 - lr * weight_decay
         p -= scratch
+
+
+class Muon(Optimizer):
+    """Momentum μ made orthogonal: the filters of a layer all move equally far, each in a direction of its own.
+
+        v ← μ·v + g,   d ← g + μ·v,   p ← (1 − lr·λ)·p − lr · max(1, √(O / K)) · orthogonal(d)
+
+    orthogonal(d) is the nearest matrix to d, as (O, K) with K = I·KH·KW, whose singular values are all 1: a few strong
+    directions, in which gradients are much alike, drown the others in plain momentum. What is no matrix (biases, gamma,
+    beta) moves by p ← (1 − lr·λ)·p − lr·d. The step's length hangs on lr alone, not on the gradient's: about 0.05.
+
+    costs    6 products of (O, K) with (O, O) for every weight: far below those of a step on a batch
+    source   Jordan et al.: Muon, an optimizer for hidden layers in neural networks, 2024; with the weight decay of
+             Liu et al., arXiv:2502.16982
+    """
+
+    def __init__(self, params: Params, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
+
+    def _state_names(self, options: Options) -> tuple[str, ...]:
+        return ("velocity",)
+
+    def _update(self, p: Array, g: Array, slot: Slot, lr: float, momentum: float, weight_decay: float) -> None:
+        v = slot.state["velocity"]
+        v *= momentum
+        v += g
+        d = array_module(p).multiply(v, momentum, out=array_module(p).empty_like(p))
+        d += g
+        if weight_decay:
+            p *= 1.0 - lr * weight_decay
+        if p.ndim > 1:
+            matrix = orthogonal(d.reshape(len(d), -1))
+            d = (matrix * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).reshape(p.shape)
+        d *= lr
+        p -= d
+
+
+def orthogonal(matrix: Array) -> Array:
+    """About the nearest matrix with singular values of 1, by three steps of Newton and Schulz's iteration.
+
+        X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X,      from X = matrix / ‖matrix‖
+
+    sends each singular value s to a·s + b·s³ + c·s⁵. With Jordan's coefficients small values grow 3.4-fold a step and
+    large ones end between 0.7 and 1.2, which is near enough.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    xp, wide = array_module(matrix), matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / (xp.sqrt(xp.sum(x * x)) + 1e-7)
+    with blas_on_one_thread():
+        for _ in range(3):
+            square = x @ x.T
+            x = a * x + (b * square + c * (square @ square)) @ x
+    return x if wide else x.T
 
 
 def decay_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -34,7 +34,9 @@ class Summary(NamedTuple):
     saved_bytes: int
 
     def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "multiply-adds", "kept for backward")]
+        lines: list[tuple[str, ...]] = [
+            ("layer", "kind", "output", "parameters", "multiply-adds", "saved for backward")
+        ]
         for row in self.rows:
             shape = "×".join(map(str, row.output))
             lines.append((row.path, row.kind, shape, *(f"{n:,}" for n in row[3:])))
@@ -49,7 +51,8 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
     input_shape    (C, H, W)
     depth          fold layers deeper than this into their ancestor: 1 gives the rows of a paper's table
     parameters     of the layer itself; multiply_adds and saved_bytes are per image
-    saved_bytes    what the ops' backward closures hold that nothing before them held, without the parameters
+    saved_bytes    what the ops' backward closures hold that nothing before them held, without the parameters: half of
+                   what two images make them hold, in which the few values per channel count half
 
     The pass leaves no trace: running statistics and modes are put back.
     """

@@ -345,7 +345,8 @@ def layer_times(model: Module, *, depth: int | None = None) -> Iterator[LayerTim
 
     depth   fold layers deeper than this into their ancestor, as in `summary`
 
-    A step is a call of the model. Not measured: what is no op, as the update, or the sum where gradients meet.
+    A step is a call of the model. Layers that run as one op share its time by their multiply-adds: see Event. Not
+    measured: what is no op, as the update, or the sum where gradients meet.
     """
     times = LayerTimes(model, depth)
     with each_op(model, times.see) as times.calls:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from inception import models
 from minigrad import Tensor, ops, tensor
 from minigrad.kernels import numpy_, reference
 from minigrad.layout import Window, filter_matrix, pixels
 from minigrad.tensor import Node
+
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 # A picture of one channel, 3×3, and one filter, 2×2: four windows.
 PICTURE = [[1, 2, 3],
@@ -114,3 +119,14 @@ def test_batch_norm_backward_in_five_lines() -> None:
     y.backward(dy.reshape(1, 1, 2, 3))
     assert np.allclose(t.grad.ravel(), dx, rtol=0, atol=1e-14)
     assert np.allclose([scale.grad[0], shift.grad[0]], [dgamma, dbeta], rtol=0, atol=1e-14)
+
+
+def test_the_snippets_of_the_readme_run_as_they_stand() -> None:
+    """Each from an empty namespace; a network of 1000 classes at 224×224 is among them."""
+    snippets = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(snippets) >= 3
+    try:
+        for snippet in snippets:
+            exec(compile(snippet, "README.md", "exec"), {})
+    finally:
+        models._forms.cache_clear()  # one of them registers a network

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from published import figure
 
+from inception import models
 from inception.models import (
     ConvBlock,
     Inception,
@@ -24,6 +25,7 @@ from inception.models import (
     NaiveInceptionBlock,
     create_model,
     list_models,
+    register,
 )
 from inception.models.blocks import SAME, VALID, ConvReLU, Residual, Style, branches, conv, max_pool, residual
 from inception.models.googlenet import GoogLeNet, GoogLeNetOutput
@@ -323,8 +325,24 @@ def test_width_leaves_whole_channels(width: float) -> None:
 
 def test_a_row_that_does_not_add_up_is_refused() -> None:
     form = Form("toy", "", InputSize(8), [Step("one", branches([conv(4, 1)], [conv(5, 1)]), 10)])
-    with pytest.raises(AssertionError, match="toy, row one: its branches sum to 9"):
+    with pytest.raises(ShapeError, match="toy, row one: its branches sum to 9 channels, not 10"):
         Inception(form)
+
+
+def test_a_network_of_ones_own_is_registered() -> None:
+    form = Form("toy", "", InputSize(8), [Step("one", branches([conv(4, 1)], [conv(6, 1)]), 10)], classes=3)
+    with pytest.raises(MinigradError, match="there is no model 'toy'"):
+        create_model("toy")
+    try:
+        register(form)
+        assert create_model("toy").fc1.weight.shape == (3, 10)
+        register(form._replace(classes=5))  # again: another version of it
+        assert create_model("toy").fc1.weight.shape == (5, 10)
+        assert "toy" in list_models()
+    finally:
+        models._forms.cache_clear()
+    with pytest.raises(MinigradError, match="there is a model 'googlenet' in this package already"):
+        register(form._replace(name="googlenet"))
 
 
 # ---- Gradients, in float64 ----

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor, nn, no_grad, ops
+from minigrad import Tensor, nn, no_grad, ops, optim
 from minigrad.backend import asarray, to_host
 from minigrad.errors import MinigradError, ShapeError, StateError
 from minigrad.nn import init
@@ -579,3 +579,20 @@ def test_a_mistake_in_one_of_several_units_is_located() -> None:
     branches = nn.Branches(left=unit(4, 3), right=nn.Sequential(unit(5, 2)))
     with pytest.raises(ShapeError, match=r"^right\.0\.conv: conv2d got 4 channels"):
         branches(Tensor(normal(Key(0), (2, 4, 3, 3))))
+
+
+def test_freeze() -> None:
+    """What is frozen gets no gradient and keeps its running statistics, whatever mode the model is put in."""
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    assert model[0].freeze() is model[0]
+    model.train()
+    assert (model.training, model[0].training, model[0][1].training) == (True, False, False)
+    before = {name: tensor.copy() for name, tensor in model.state_dict().items()}
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype("float32"))
+    ops.cross_entropy(model(x), np.array([0, 1])).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["3.weight", "3.bias"]
+    optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1).step()
+    changed = [name for name, tensor in model.state_dict().items() if (tensor != before[name]).any()]
+    assert changed == ["3.weight", "3.bias"]

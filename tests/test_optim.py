@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad.errors import MinigradError, StateError
-from minigrad.optim import SGD, AdamW, Optimizer, RMSProp, clip_by_norm, decay_groups
+from minigrad.optim import SGD, AdamW, Muon, Optimizer, RMSProp, clip_by_norm, decay_groups, orthogonal
 
 STEPS = 12
 SHAPES = [(4, 3, 3, 2), (5, 4), (5,), (1,)]
@@ -185,6 +185,49 @@ def test_agrees_with_its_formula(
             np.testing.assert_allclose(p.data.ravel(), values, rtol=tolerance, atol=tolerance)
 
 
+# ---- Muon
+
+
+def by_singular_values(matrix: np.ndarray, steps: int = 3) -> np.ndarray:
+    """The iteration on the singular values alone."""
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    s = s / (np.linalg.norm(s) + 1e-7)
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s) @ v
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5), (1, 4), (4, 1), (64, 27), (32, 288)], ids=str)
+def test_orthogonal(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    np.testing.assert_allclose(orthogonal(matrix), by_singular_values(matrix), rtol=1e-9, atol=1e-11)
+    values = np.linalg.svd(orthogonal(matrix), compute_uv=False)
+    assert values.max() < 1.25
+    assert np.median(values) > 0.6
+    np.testing.assert_allclose(orthogonal(1e3 * matrix), orthogonal(matrix), atol=1e-6)  # length does not count
+    assert not orthogonal(np.zeros(shape)).any()
+
+
+@pytest.mark.parametrize("momentum", [None, 0.7], ids=["own", "of the step"])
+def test_muon_agrees_with_its_formula(momentum: float | None) -> None:
+    params = parameters()
+    optimizer = Muon(params, 0.1, momentum=0.9, weight_decay=0.05)
+    expected = [p.data.copy() for p in params]
+    velocity = [np.zeros(p.data.shape) for p in params]
+    mu = momentum or 0.9
+    for step in range(STEPS):
+        give_gradients(params, step)
+        optimizer.step(momentum=momentum)
+        for i, p in enumerate(params):
+            velocity[i] = mu * velocity[i] + p.grad
+            d = p.grad + mu * velocity[i]
+            if p.data.ndim > 1:
+                rows, columns = len(d), d[0].size
+                d = by_singular_values(d.reshape(rows, columns)).reshape(d.shape) * max(1, rows / columns) ** 0.5
+            expected[i] = (1 - 0.1 * 0.05) * expected[i] - 0.1 * d
+            np.testing.assert_allclose(p.data, expected[i], rtol=1e-10, atol=1e-10)
+
+
 # ---- memory, dtype, layout
 
 KINDS: list[Callable[..., Optimizer]] = [
@@ -193,9 +236,10 @@ KINDS: list[Callable[..., Optimizer]] = [
     lambda params: RMSProp(params, 0.1),
     lambda params: RMSProp(params, 0.1, momentum=0.9, weight_decay=0.1),
     lambda params: AdamW(params, 0.1),
+    lambda params: Muon(params, 0.1, weight_decay=0.1),
 ]
 every_optimizer = pytest.mark.parametrize(
-    "build", KINDS, ids=["SGD", "SGD-nesterov", "RMSProp", "RMSProp-all", "AdamW"]
+    "build", KINDS, ids=["SGD", "SGD-nesterov", "RMSProp", "RMSProp-all", "AdamW", "Muon"]
 )
 
 
@@ -243,7 +287,7 @@ def test_a_step_needs_one_scratch_array(build: Callable[..., Optimizer]) -> None
     arrays = tracemalloc.get_traced_memory()[1] / params[0].data.nbytes
     tracemalloc.stop()
     with_decay = isinstance(optimizer, RMSProp) and optimizer.slots[0].options["weight_decay"] > 0.0
-    assert arrays < (2.1 if with_decay else 1.1)
+    assert arrays < (5.1 if isinstance(optimizer, Muon) else 2.1 if with_decay else 1.1)
 
 
 @every_optimizer

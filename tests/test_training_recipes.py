@@ -94,6 +94,7 @@ def test_schedules_by_name(options: dict[str, Any], factors: list[float]) -> Non
 @pytest.mark.parametrize(
     ("options", "kind", "wanted"),
     [
+        ({"optimizer": "muon", "momentum": 0.5}, optim.Muon, {"momentum": 0.5}),
         ({"optimizer": "sgd", "momentum": 0.5, "nesterov": False}, optim.SGD, {"momentum": 0.5, "nesterov": False}),
         (
             {"optimizer": "rmsprop", "rms_decay": 0.8, "eps": 1.0},

@@ -15,15 +15,29 @@ from minigrad.random import Key, seeded
 
 @cache
 def _forms() -> dict[str, Form]:
+    """The networks of this package; `register` adds to them."""
+    return {form.name: form for form in _published()}
+
+
+def _published() -> list[Form]:
     # Imported when needed, so that `python -m inception.models.googlenet` finds its module not yet imported.
     rooms = ("googlenet", "bn_inception", "inception_v3", "inception_v4", "inception_resnet", "small")
-    return {form.name: form for room in rooms for form in import_module(f"inception.models.{room}").FORMS}
+    return [form for room in rooms for form in import_module(f"inception.models.{room}").FORMS]
 
 
 def _form(name: str) -> Form:
     if name not in _forms():
         raise MinigradError(f"there is no model {name!r}; choose one of: {', '.join(_forms())}")
     return _forms()[name]
+
+
+def register(form: Form) -> None:
+    """Make a network of your own known by its name: to create_model, to load_model, to the command line called from
+    your program. The same name again replaces what was registered, but no network of this package.
+    """
+    if any(form.name == published.name for published in _published()):
+        raise MinigradError(f"there is a model {form.name!r} in this package already: name yours otherwise")
+    _forms()[form.name] = form
 
 
 def list_models() -> list[str]:
@@ -120,4 +134,5 @@ __all__ = [
     "create_model",
     "describe_model",
     "list_models",
+    "register",
 ]

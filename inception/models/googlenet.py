@@ -123,7 +123,7 @@ def lrn(channels: int, style: Style) -> tuple[nn.Module, int]:
 # Biases in front of batch norm, no 1×1 in the stem, padded pools.
 ARTICLE = Form(
     name="googlenet",
-    about="GoogLeNet (arXiv:1409.4842) as the article lists it: batch norm and biases, 224×224 only",
+    about="GoogLeNet (arXiv:1409.4842) as from-scratch articles list it: batch norm and biases, 224×224 only",
     size=InputSize(224),
     steps=rows(
         [
@@ -208,7 +208,10 @@ TORCHVISION = BATCH_NORM._replace(
 
 
 def naive(in_channels: int, c1: int, r3: int, c3: int, r5: int, c5: int, pool: int, *, unit: Any) -> nn.Module:
-    """The naive module at the widths of a row, whose reductions and projection it does without."""
+    """The naive module at the widths of a row of Table 1, whose r3, r5 and pool it has no use for.
+
+    So its sums are its own: the pool passes all channels on.
+    """
     return NaiveInceptionBlock(in_channels, c1, c3, c5, unit=unit)
 
 

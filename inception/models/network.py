@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     name: str
     layer: Layer
-    out: int  # channels: asserted when the network is built
+    out: int  # channels: checked when the network is built
 
 
 class InputSize(NamedTuple):
@@ -100,6 +100,8 @@ class Form(NamedTuple):
 class Inception(nn.Module):
     """A network of the family: the rows of its form one after the other, mean over all pixels, classifier.
 
+    Its weights start as layers' do; `create_model` then draws them as the form says.
+
     form          the published network
     num_classes   outputs of the classifier and of the heads; as published if None
     aux_logits    with auxiliary heads, which run in training only; as published if None
@@ -130,7 +132,9 @@ class Inception(nn.Module):
         style, channels = Style(form.unit, width), in_channels
         for step in form.steps:
             module, channels = step.layer(channels, style)
-            assert channels == style.channels(step.out), f"{form.name}, row {step.name}: its branches sum to {channels}"
+            if channels != style.channels(step.out):
+                wanted = style.channels(step.out)
+                raise ShapeError(f"{form.name}, row {step.name}: its branches sum to {channels} channels, not {wanted}")
             setattr(self, step.name, module)
             if self.aux_logits and form.head is not None and step.name in form.heads:
                 setattr(self, form.heads[step.name], form.head(channels, classes, style))

@@ -14,7 +14,7 @@ from minigrad.errors import MinigradError
 from minigrad.nn import Module
 from minigrad.schedule import Schedule
 
-OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+OPTIMIZERS = ("sgd", "rmsprop", "adamw", "muon")
 FLIPS = ("no", "random", "alternate")
 SCHEDULES = ("constant", "step", "poly", "cosine", "one_cycle")
 
@@ -39,7 +39,7 @@ class Recipe:
     batch_size: int = _option(128, "pictures in a step; an incomplete last batch is left out", 1)
     lr: float = _option(0.1, "learning rate: the schedule's highest")
     optimizer: str = _option("sgd", "what a gradient does to its parameter", choices=OPTIMIZERS)
-    momentum: float = _option(0.9, "sgd, rmsprop: share of the last update that is kept", most=0.9999)
+    momentum: float = _option(0.9, "sgd, rmsprop, muon: share of the last update that is kept", most=0.9999)
     nesterov: bool = _option(True, "sgd: look ahead along the momentum")
     rms_decay: float = _option(0.9, "rmsprop: decay of the mean square", most=1)
     beta1: float = _option(0.9, "adamw: decay of the mean", most=0.9999)
@@ -103,6 +103,8 @@ class Recipe:
         common: dict[str, Any] = {"weight_decay": self.weight_decay}
         if self.optimizer == "sgd":
             return optim.SGD(params, self.lr, momentum=self.momentum, nesterov=self.nesterov, **common)
+        if self.optimizer == "muon":
+            return optim.Muon(params, self.lr, momentum=self.momentum, **common)
         if self.optimizer == "rmsprop":
             return optim.RMSProp(params, self.lr, decay=self.rms_decay, eps=self.eps, momentum=self.momentum, **common)
         return optim.AdamW(params, self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **common)

@@ -42,6 +42,8 @@ class Branches(Module):
             setattr(self, name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Each branch as the chain of its layers; the first layers that are 1×1 units; what these make of x at once; and
+        # then every branch goes on from there, or from x.
         branches = [branch for _, branch in self.children()]
         chains = [
             [layer for _, layer in branch.children()] if type(branch) is Sequential else [branch] for branch in branches

@@ -47,6 +47,7 @@ class Module:
     """Base of all layers and models. Subclasses set attributes in `__init__` and define `forward`."""
 
     training: bool = True
+    frozen: bool = False  # not to be trained: see freeze
     recompute: bool = False  # keep only the input until backward, and run forward again then: see nn.recompute
 
     def forward(self, *inputs: Any) -> Any:
@@ -123,14 +124,24 @@ class Module:
     # --- modes
 
     def train(self, mode: bool = True) -> Module:
-        """Training mode (or evaluation) for this module and all below: batch norm and dropout differ."""
+        """Training mode (or evaluation) for this module and all below that are not frozen: see batch norm, dropout."""
         for _, module in self.named_modules():
-            module.training = mode
+            module.training = mode and not module.frozen
         return self
 
     def eval(self) -> Module:
         """Evaluation mode: batch norm uses its running statistics, dropout does nothing."""
         return self.train(False)
+
+    def freeze(self) -> Module:
+        """Train this module and all below no more: its parameters get no gradient, and it stays in evaluation mode, so
+        that running statistics stand still. To fine-tune: model.freeze(), then put a fresh classifier in its place.
+        """
+        for _, module in self.named_modules():
+            module.frozen = True
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        return self.eval()
 
     def set_key(self, key: Key, rows: Array | None = None) -> None:
         """Hand every dropout layer below its random numbers for this step: key.fold(path of the layer).

@@ -133,9 +133,8 @@ def conv_bn_relu(
         z = k.conv2d_relu(
             images_in, filters * scale.astype(x.dtype)[:, None, None, None], shift.astype(x.dtype), window
         )
-        return record_parts(
-            "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), list, multiply_adds=_costs(z, units)
-        )
+        costs = _costs(z, units)  # nothing needs a gradient here, so that any backward will do
+        return record_parts("conv_bn_relu", [z[:, p] for p in parts], (x, *parameters), list, multiply_adds=costs)
     check_count((len(images_in), len(filters), *window.output))
     needs_dx = x.needs_grad
     y, mean, var = k.conv2d_statistics(images_in, filters, bias, window)
