@@ -300,5 +300,6 @@ class Sums:
 
 
 def _bar(title: str, total: int, quiet: bool, initial: int = 0) -> tqdm:
+    seconds = 0.1 if sys.stderr.isatty() else 10.0  # in a file every state of the bar is a line
     return tqdm(desc=title, total=total, initial=initial, unit="img", disable=quiet, leave=False, dynamic_ncols=True,
-                file=sys.stderr)  # fmt: skip
+                file=sys.stderr, mininterval=seconds)  # fmt: skip
