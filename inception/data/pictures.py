@@ -48,6 +48,8 @@ def read_picture(
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged picture can raise anything
+        if isinstance(error, image.UnidentifiedImageError):
+            raise DataError(f"{path}: not a readable picture: it is none of {', '.join(_FORMATS)}") from None
         raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
 
 
