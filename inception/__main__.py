@@ -378,9 +378,10 @@ def _description(path: Path, classes: int) -> dict[str, Any]:
         raise WeightsError(f"--about {path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"--about {path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(given, dict) or (wrong := {"model", "options", "format"} & given.keys()):
-        raise WeightsError(f"--about {path}: it must be a JSON object, {{\"classes\": [...], \"size\": [...], ...}}"
-                           + (f", without {', '.join(sorted(wrong))}" if isinstance(given, dict) else ""))  # fmt: skip
+    if not isinstance(given, dict):
+        raise WeightsError(f'--about {path}: it must be a JSON object, {{"classes": […], "size": […], …}}')
+    if wrong := sorted({"model", "options", "format"} & given.keys()):
+        raise WeightsError(f"--about {path}: leave out {', '.join(wrong)}, which the weights say themselves")
     names = given.get("classes", [""] * classes)
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
         got = f"a list of {len(names)}" if isinstance(names, list) else type(names).__name__

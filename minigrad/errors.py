@@ -54,7 +54,7 @@ class NonFiniteError(MinigradError, ArithmeticError):
 def did_you_mean(name: Any, choices: Iterable[str]) -> str:
     """Ask whether it was meant: of a name that is nearly one of the choices, else nothing."""
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.7)
     return f" — did you mean {by_lower[near[0]]!r}?" if near else ""
 
 

@@ -15,7 +15,7 @@ from inception.data.shapes import load_shapes
 from minigrad.errors import did_you_mean
 
 _MAY_STAND = (
-    "it may be shapes, cifar10, cifar100, a directory with the batches of CIFAR-10 or CIFAR-100, a directory with "
+    "may be shapes, cifar10, cifar100, a directory with the batches of CIFAR-10 or CIFAR-100, a directory with "
     "train/CLASS/PICTURE and test/CLASS/PICTURE, or a file .npz with x_train, y_train, x_test and y_test"
 )
 
@@ -48,14 +48,12 @@ def open_data(source: str | Path, *, size: int = 224, quiet: bool = False) -> tu
             return load_cifar100(path)
         if (path / "train").is_dir():
             return load_folders(path, (size, size))
-        raise DataError(f"the directory {path} holds no data set that is known here: {_MAY_STAND}")
+        raise DataError(f"the directory {path} holds no data set that is known here: it {_MAY_STAND}")
     if path.suffix == ".npz":
         return load_arrays(path)
-    if not path.exists() and (near := did_you_mean(source, ("shapes", "cifar10", "cifar100"))):
-        raise DataError(f"there is no data set, file or directory {str(source)!r}{near}")
-    raise DataError(
-        f"{str(source)!r} is no data set{'' if path.exists() else ', and no file or directory'}: {_MAY_STAND}"
-    )
+    nothing = "" if path.exists() else ", and no file or directory"
+    near = nothing and did_you_mean(source, ("shapes", "cifar10", "cifar100"))
+    raise DataError(f"{str(source)!r} is no data set{nothing}{near + ' It' if near else ': it'} {_MAY_STAND}")
 
 
 def load_arrays(path: str | Path) -> tuple[Dataset, Dataset]:
@@ -71,7 +69,7 @@ def load_arrays(path: str | Path) -> tuple[Dataset, Dataset]:
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(f"{path} is no .npz, or damaged: np.savez(path, x_train=…, …) writes one")
+                raise DataError(f"{path} is no readable .npz: np.savez(path, x_train=…, …) writes one")
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             arrays = {name: archive[name] for name in archive.files if name in (*_ARRAYS, "classes")}

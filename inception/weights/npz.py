@@ -75,7 +75,9 @@ def take_description(path: Path, arrays: dict[str, np.ndarray], name: str, newes
     except (ValueError, KeyError, TypeError, RecursionError):
         raise WeightsError(f"{path}: its description {name!r} is damaged") from None
     if version != newest:
-        raise WeightsError(f"{path}: written in format {version}, this version reads {newest}: update the package")
+        raise WeightsError(
+            f"{path}: written in format {version}, this version reads format {newest}: update inception-minigrad"
+        )
     return description
 
 
