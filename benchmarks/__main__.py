@@ -35,6 +35,7 @@ from benchmarks.measure import (
 )
 from inception.models import create_model
 from minigrad import set_num_threads, summary
+from minigrad.errors import no_such
 
 PARTS = ("compare", "profile", "growth", "memory")
 TITLES = {"evaluate": "evaluation", "forward": "forward", "step": "training step"}
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write results.json and pictures there")
     args = parser.parse_args()
     if unknown := sorted({*args.parts} - {*PARTS}):
-        parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+        parser.error(no_such("part", unknown[0], PARTS))
     parts = args.parts or (PARTS if args.report else ("compare",))
     try:
         if args.report:  # before minutes of measuring, not after

@@ -16,7 +16,7 @@ from subject import parser, subject, told
 from inception.training.report import drawing
 from minigrad import Tensor
 from minigrad.backend import to_host
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.random import Key, uniform
 
 
@@ -26,7 +26,7 @@ def excitement(model: Any, x: Tensor, layer: str) -> Tensor:
         x = getattr(model, step.name)(x)
         if step.name == layer:
             return (x * x).mean()
-    raise MinigradError(f"there is no layer {layer!r}; there are {', '.join(s.name for s in model.form.steps)}")
+    raise MinigradError(no_such("layer", layer, [step.name for step in model.form.steps]))
 
 
 def resized(x: np.ndarray, size: int) -> np.ndarray:

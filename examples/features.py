@@ -15,7 +15,7 @@ from subject import parser, subject, told
 from inception.training.report import drawing
 from minigrad import nn, no_grad
 from minigrad.backend import to_host
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.watch import each_op
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     names = [step.name for step in look.model.form.steps]
     layer = options.layer or names[-1]
     if layer not in names:
-        raise MinigradError(f"there is no layer {layer!r}; there are {', '.join(names)}")
+        raise MinigradError(no_such("layer", layer, names))
 
     first = next(m for _, m in look.model.named_modules() if isinstance(m, nn.Conv2d))
     filters = to_host(first.weight.data)  # (O, 3, KH, KW)

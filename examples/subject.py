@@ -91,7 +91,7 @@ def told(main: Callable[[], None]) -> int:
     """Run an example: 0, or 1 after one sentence on what was wrong."""
     try:
         main()
-    except MinigradError as error:
+    except (MinigradError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

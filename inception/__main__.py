@@ -23,7 +23,7 @@ from inception.training.log import as_json
 from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
 from minigrad import no_grad, ops
 from minigrad.backend import to_host
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, did_you_mean, no_such
 from minigrad.watch import columns
 
 _EXIT_CODES = """exit codes:
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
             minigrad.set_backend(name)
         if (threads := args.pop("threads", None)) is not None:
             minigrad.set_num_threads(threads)
-        return int(command(**args))
+        with np.errstate(all="ignore"):  # what is not finite is told in a sentence, not in NumPy's warnings
+            return int(command(**args))
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal
@@ -76,13 +77,21 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     return 1
 
 
+def _at_least(option: str, value: int | None, least: int) -> None:
+    """Raise MinigradError for a value that is too small; None is an option not given."""
+    if value is not None and value < least:
+        raise MinigradError(f"{option} must be at least {least}, got {value}")
+
+
 def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
     """What to lower when the memory is not enough."""
     if command in (_summary, _export):
         return "lower --size"
     if "resume" in args:
         return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
-    return "lower --batch-size, or choose a smaller network"
+    if command in (_train, _evaluate):
+        return "lower --batch-size, or choose a smaller network"
+    return "choose a smaller network"
 
 
 # ---- train ----
@@ -206,7 +215,7 @@ def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool
     if list(dataset.classes) != about["classes"]:
         raise DataError(
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
-            f"tells apart ({_some(about['classes'])})"
+            f"tells apart ({_some(about['classes'])}): name the data that it was trained on"
         )
     prepared = Preprocessing.of(about)
     if prepared.channels != "RGB":
@@ -262,8 +271,7 @@ _WEIGHTS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt")
 
 
 def _predict(weights: Path | None, pictures: list[Path], model: str | None, top: int, quiet: bool, json: bool) -> int:
-    if top < 1:
-        raise DataError(f"--top must be at least 1, got {top}")
+    _at_least("--top", top, 1)
     if weights is None and pictures[0].suffix in _WEIGHTS:
         weights, *pictures = pictures
         if not pictures:
@@ -283,6 +291,8 @@ def _predict(weights: Path | None, pictures: list[Path], model: str | None, top:
         with no_grad():
             logits = network(to_tensor(picture))
             chances = to_host(ops.softmax(logits).data)[0].astype(float)
+        if not np.isfinite(chances).all():
+            raise WeightsError(f"{weights or 'the shipped model'} makes NaN of {path}: its weights are damaged")
         ranked = [int(k) for k in chances.argsort()[::-1][:top]]
         best = [{"class": about["classes"][k], "probability": float(chances[k])} for k in ranked]
         if json:
@@ -327,6 +337,7 @@ def _add_foreign(parser: argparse.ArgumentParser) -> None:
 
 def _export(source: str, to: Path, size: int | None, model: str | None, about: Path | None, fold: bool, quiet: bool,
             json: bool) -> int:  # fmt: skip
+    _at_least("--size", size, 1)
     if to.suffix not in (".onnx", ".safetensors", ".pth", ".npz"):
         raise WeightsError(f"--to {to}: the name must end in .onnx, .safetensors, .pth or .npz")
     if source in list_models() and not Path(source).exists():
@@ -336,6 +347,8 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
         options = {"num_classes": len(classes), "aux_logits": network.aux_logits}
         known: dict[str, Any] = {"model": source, "options": options, "classes": classes, "size": [side, side],
                                  "mean": half, "std": half, "weights": "fresh, not trained"}  # fmt: skip
+    elif not Path(source).suffix and not Path(source).exists():
+        raise WeightsError(no_such("file and no model", source, list_models()))
     else:
         network, known = load_model(Path(source), model)
     known |= _description(about, len(known["classes"])) if about else {}
@@ -361,14 +374,18 @@ def _description(path: Path, classes: int) -> dict[str, Any]:
     """What a file of JSON says of weights that do not say it themselves."""
     try:
         given = json_.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise WeightsError(f"--about {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"--about {path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(given, dict) or (wrong := {"model", "options", "format"} & given.keys()):
-        raise WeightsError(f"--about {path}: an object with classes, size, mean, std and the like is wanted"
-                           + (f", without {', '.join(sorted(wrong))}" if isinstance(given, dict) else ""))  # fmt: skip
+    if not isinstance(given, dict):
+        raise WeightsError(f'--about {path}: it must be a JSON object, {{"classes": […], "size": […], …}}')
+    if wrong := sorted({"model", "options", "format"} & given.keys()):
+        raise WeightsError(f"--about {path}: leave out {', '.join(wrong)}, which the weights say themselves")
     names = given.get("classes", [""] * classes)
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
-        raise WeightsError(f"--about {path}: classes must be the {classes} names of the outputs, in order")
+        got = f"a list of {len(names)}" if isinstance(names, list) else type(names).__name__
+        raise WeightsError(f"--about {path}: classes must be the {classes} names of the outputs, in order, got {got}")
     return given
 
 
@@ -401,8 +418,8 @@ def _add_export(commands: Any) -> None:
 
 def _summary(model: str, size: int | None, classes: int | None, aux: bool | None, depth: int | None, table_1: bool,
              quiet: bool, json: bool) -> int:  # fmt: skip
-    if size is not None and size < 1:
-        raise DataError(f"--size must be at least 1, got {size}")
+    _at_least("--size", size, 1)
+    _at_least("--depth", depth, 0)
     network = create_model(model, num_classes=classes, aux_logits=aux)
     if table_1 and model in ("googlenet", "googlenet_paper") and size is None and not classes and not depth:
         return _table_1(json)
@@ -518,8 +535,26 @@ def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> Non
     group.add_argument("--json", action="store_true", help="print JSON, one object a line, and nothing else")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of what is misspelt what may have been meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option, options = unknown[0].partition("=")[0], self._option_string_actions
+            if option.startswith("-"):
+                self.error(f"there is no option {option}{did_you_mean(option, options) or ': see --help'}")
+            self.error(f"{option!r} belongs to no option: see --help")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            kind = str(action.metavar or action.dest).lower()
+            raise argparse.ArgumentError(action, no_such(kind, value, action.choices))
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, epilog=_EXIT_CODES, **_FORMAT)
+    parser = _Parser(prog=prog, description=__doc__, epilog=_EXIT_CODES, **_FORMAT)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_train, _add_evaluate, _add_predict, _add_export, _add_summary, _add_compare):
         add(commands)

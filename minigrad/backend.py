@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.errors import BackendError
+from minigrad.errors import BackendError, no_such
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 BACKENDS = ("numpy", "cupy")
+MOVE = "move one with minigrad.backend.asarray (to the GPU, after set_backend('cupy')) or to_host"  # in messages
 
 _backend: str | None = None  # None until the first use or the first set_backend
 
@@ -38,7 +39,10 @@ def array_module(x: Array) -> ModuleType:
     package = type(x).__module__.partition(".")[0]
     if package == "cupy" and package in sys.modules:
         return sys.modules[package]
-    raise BackendError(f"{type(x).__module__}.{type(x).__qualname__} is not a NumPy or CuPy array: use asarray first")
+    raise BackendError(
+        f"got {type(x).__module__}.{type(x).__qualname__} where a NumPy or CuPy array is wanted: convert it with "
+        "numpy.asarray, or take a Tensor's .data"
+    )
 
 
 def set_backend(name: str) -> None:
@@ -47,7 +51,7 @@ def set_backend(name: str) -> None:
     Raises BackendError if the name is unknown, or if CuPy cannot be used here (with the reason and the remedy).
     """
     global _backend
-    _backend = _usable(name, "set_backend")
+    _backend = _usable(name)
 
 
 def backend() -> str:
@@ -57,7 +61,7 @@ def backend() -> str:
     """
     global _backend
     if _backend is None:
-        _backend = _usable(os.environ.get("MINIGRAD_BACKEND", "numpy"), "MINIGRAD_BACKEND")
+        _backend = _usable(os.environ.get("MINIGRAD_BACKEND", "numpy"), "MINIGRAD_BACKEND: ")
     return _backend
 
 
@@ -66,13 +70,13 @@ def default_module() -> ModuleType:
     return importlib.import_module(backend())
 
 
-def _usable(name: str, source: str) -> str:
+def _usable(name: str, source: str = "") -> str:
     if name not in BACKENDS:
-        raise BackendError(f"{source}: there is no backend {name!r}, choose 'numpy' or 'cupy'")
+        raise BackendError(source + no_such("backend", name, BACKENDS))
     if name == "cupy":
         code, sentence = cupy_status()
         if code != "ok":
-            raise BackendError(f"{source}: the backend 'cupy' cannot be used here: {sentence}")
+            raise BackendError(f"{source}the backend 'cupy' cannot be used here: {sentence}")
     return name
 
 

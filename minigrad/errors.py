@@ -1,5 +1,9 @@
 """The errors minigrad raises on purpose. Each message is one sentence: what was wrong, where, what to do."""
 
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 
 class MinigradError(Exception):
     """Base of all errors below. Modules that it passes through prefix the path of the layer that raised it."""
@@ -42,3 +46,29 @@ class NonFiniteError(MinigradError, ArithmeticError):
         super().__init__(message)
         self.layer_path = layer_path
         self.raised_in = None  # the path is the watched model's: modules that it passes through look up no other
+
+
+# ---- What several messages say in the same way ----
+
+
+def did_you_mean(name: Any, choices: Iterable[str]) -> str:
+    """Ask whether it was meant: of a name that is nearly one of the choices, else nothing."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.7)
+    return f" — did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def no_such(kind: str, name: Any, choices: Iterable[str]) -> str:
+    """A name that is none of the choices: what it was, what it may have been meant to be, and what there is."""
+    choices = list(choices)
+    near = did_you_mean(name, choices)
+    return f"there is no {kind} {name!r}{near + ' Choose' if near else ': choose'} from {', '.join(choices)}"
+
+
+def differences(kinds: Mapping[str, list[str]]) -> str:
+    """As "missing (3): a, b, c; unexpected (1): d": of each kind how many, and the first eight."""
+    return "; ".join(
+        f"{kind} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+        for kind, names in kinds.items()
+        if names
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.backend import array_module, to_host
 from minigrad.errors import DtypeError, GradientMismatch, GraphError
 from minigrad.random import Key, normal
-from minigrad.tensor import Tensor, no_grad
+from minigrad.tensor import Tensor, check_alike, no_grad
 
 STEPS = (1e-5, 1e-6, 1e-7)
 
@@ -37,6 +37,8 @@ def gradcheck(
     returns     the largest relative difference found
     raises      GradientMismatch; DtypeError for float32, whose rounding would hide errors
     """
+    for x in inputs:
+        check_alike("gradcheck", x)
     groups = [(f"input {i}", [x]) for i, x in enumerate(inputs) if x.requires_grad]
     parameters = list(parameters)
     if parameters:
@@ -64,7 +66,9 @@ def gradcheck(
 
     (here, scale), (again, _) = value(), value()
     if here != again and not (np.isnan(here) and np.isnan(again)):
-        raise GraphError("gradcheck: f gives two results for the same inputs; fix its randomness (model.set_key)")
+        raise GraphError(
+            "gradcheck: f gives two results for the same inputs: fix its randomness, as model.set_key(Key(0)) does"
+        )
     return max(_check(name, leaves, analytic, value, scale, Key(seed), tolerance, steps) for name, leaves in groups)
 
 
@@ -100,7 +104,10 @@ def _shifted(leaves, directions, step, value) -> float:  # type: ignore[no-untyp
 
 def _outputs(f, inputs) -> list[Tensor]:  # type: ignore[no-untyped-def]
     result = f(*inputs)
-    return [result] if isinstance(result, Tensor) else list(result)
+    results = list(result) if isinstance(result, (tuple, list)) else [result]
+    if not all(isinstance(y, Tensor) for y in results):
+        raise DtypeError(f"gradcheck: f must return a tensor or several, got {type(result).__name__}")
+    return results
 
 
 def _random(key: Key, like: Tensor):  # type: ignore[no-untyped-def]

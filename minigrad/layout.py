@@ -75,7 +75,13 @@ def elementwise(function: Any, *arrays: Array) -> Array:
     NumPy's ufuncs keep the strides of their operands and walk in the order of memory, CuPy's always allocate in C
     order and walk in the order of the axes; this is where they agree.
     """
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    except ValueError:
+        raise ShapeError(
+            f"shapes {' and '.join(str(array.shape) for array in arrays)} do not go together: counted from the last "
+            "axis, sizes must be equal, or one of them 1"
+        ) from None
     if len(shape) != 4:
         return function(*arrays)
     result = empty_images(array_module(arrays[0]), shape, arrays[0].dtype)
@@ -109,7 +115,7 @@ def pair(value: int | tuple[int, int], name: str) -> Pair:
     """An int for both axes, or (height, width)."""
     both = (value, value) if isinstance(value, int) else value
     if not (isinstance(both, tuple) and len(both) == 2 and all(isinstance(size, int) for size in both)):
-        raise ShapeError(f"{name} must be an int or a pair of ints, got {value!r}")
+        raise ShapeError(f"{name} must be an int or a tuple of two, (height, width), got {value!r}")
     return both
 
 
@@ -142,10 +148,9 @@ class Window(NamedTuple):
         Raises ShapeError if a size is out of range or no window fits.
         """
         kernel, stride, padding = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(padding, "padding")
-        if min(kernel) < 1 or min(stride) < 1 or min(padding) < 0:
-            raise ShapeError(
-                f"kernel_size {kernel} and stride {stride} must be at least 1, padding {padding} at least 0"
-            )
+        for name, value, least in (("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
+            if min(value) < least:
+                raise ShapeError(f"{name} must be at least {least}, got {value}")
         output = []
         for size, k, s, p in zip(input, kernel, stride, padding, strict=True):
             room = size + 2 * p - k

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from minigrad.backend import array_module
-from minigrad.errors import MinigradError, StateError
+from minigrad.errors import MinigradError, StateError, differences, no_such
 from minigrad.layout import Array
 from minigrad.threads import blas_on_one_thread
 
@@ -53,6 +54,8 @@ class Optimizer:
     """
 
     def __init__(self, params: Params, lr: float, **options: Any):
+        if not isinstance(params, Iterable):
+            raise self._no_parameters(params)
         entries = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         _refuse_negative({"lr": lr})
@@ -60,19 +63,28 @@ class Optimizer:
         self.slots: list[Slot] = []
         for number, group in enumerate(groups):
             known = {"params", "lr_scale", *options}
-            if unknown := sorted(group.keys() - known):
-                raise MinigradError(f"group {number} has unknown options {unknown}: choose from {sorted(known)}")
+            for name in group:
+                if name not in known:
+                    raise MinigradError(f"group {number}: {no_such('option', name, sorted(known))}")
+            if "params" not in group:
+                raise MinigradError(f"group {number} has no 'params': a group is {{'params': [...], ...}}")
             own = options | {name: value for name, value in group.items() if name in options}
             scale = group.get("lr_scale", 1.0)
             _refuse_negative(own | {"lr_scale": scale})
             names = self._state_names(own)
             for p in group["params"]:
+                if not hasattr(p, "grad"):
+                    raise self._no_parameters(p)
                 xp = array_module(p.data)
                 self.slots.append(Slot(p, scale, own, state={name: xp.zeros_like(p.data) for name in names}))
         if not self.slots:
             raise MinigradError(f"{type(self).__name__} got no parameters: was a generator used up before?")
         if len({id(slot.param) for slot in self.slots}) < len(self.slots):
             raise MinigradError("a parameter was given twice, in one group or in two: it would be updated twice")
+
+    def _no_parameters(self, given: Any) -> MinigradError:
+        name = type(self).__name__
+        return MinigradError(f"{name} wants parameters, as model.parameters() gives them, got {type(given).__name__}")
 
     def _state_names(self, options: Options) -> tuple[str, ...]:
         """Name the arrays to keep for each parameter of a group; refuse options that do not go together."""
@@ -97,7 +109,8 @@ class Optimizer:
                 continue
             if momentum is not None:
                 if options.get("momentum") == 0.0:
-                    raise MinigradError(f"step got momentum={momentum}, but {type(self).__name__} was built without")
+                    name = type(self).__name__
+                    raise MinigradError(f"step got momentum={momentum}, but {name} was built without one: give it one")
                 options = options | {"momentum": float(momentum)}
             slot.updates += 1
             self._update(p, g, slot, lr * slot.lr_scale, **options)
@@ -123,14 +136,17 @@ class Optimizer:
         own, state = self._state(), dict(state)  # dict: an .npz file reads an array each time it is asked for one
         wanted = {name: (x.shape, x.dtype) for name, x in own.items()}
         wanted["updates"] = ((len(self.slots),), np.dtype(np.int64))
-        troubles = [f"{name} is missing" for name in wanted if name not in state]
-        troubles += [f"{name} is unexpected" for name in state if name not in wanted]
-        for name in wanted.keys() & state.keys():
-            shape, dtype = state[name].shape, state[name].dtype
-            if (shape, dtype) != wanted[name]:
-                troubles.append(f"{name} is {dtype} {shape} instead of {wanted[name][1]} {wanted[name][0]}")
-        if troubles:
-            raise StateError(f"the state does not fit this {type(self).__name__}: {'; '.join(sorted(troubles))}")
+        troubles = {
+            "missing": [name for name in wanted if name not in state],
+            "unexpected": [name for name in state if name not in wanted],
+            "of another kind": [
+                f"{name} is {state[name].dtype} {state[name].shape} instead of {dtype} {shape}"
+                for name, (shape, dtype) in wanted.items()
+                if name in state and (state[name].shape, state[name].dtype) != (shape, dtype)
+            ],
+        }
+        if any(troubles.values()):
+            raise StateError(f"this state is not that of this {type(self).__name__}: {differences(troubles)}")
         for name, x in own.items():
             x[...] = array_module(x).asarray(state[name])
         for slot, updates in zip(self.slots, state["updates"], strict=True):
@@ -245,6 +261,8 @@ class AdamW(Optimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _state_names(self, options: Options) -> tuple[str, ...]:
+        if not isinstance(options["betas"], (tuple, list)) or len(options["betas"]) != 2:
+            raise MinigradError(f"AdamW: betas must be two numbers, (beta1, beta2), got {options['betas']!r}")
         return ("mean", "mean_square")
 
     def _update(
@@ -338,7 +356,9 @@ def decay_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
 
     module   a module, or its named parameters: pairs (name, parameter)
     """
-    named = module.named_parameters() if hasattr(module, "named_parameters") else module
+    named = list(module.named_parameters() if hasattr(module, "named_parameters") else module)
+    if any(hasattr(entry, "grad") for entry in named):
+        raise MinigradError("decay_groups wants a module, or its named_parameters(), got parameters without names")
     params = [p for _, p in named]
     return [
         {"params": [p for p in params if p.data.ndim > 1], "weight_decay": weight_decay},
@@ -383,5 +403,6 @@ def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
 
 def _refuse_negative(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        if not all(number >= 0.0 for number in (value if isinstance(value, tuple) else (value,))):  # NaN fails too
-            raise MinigradError(f"{name} must not be negative, got {value}")
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(isinstance(number, Real) and float(number) >= 0.0 for number in numbers):  # NaN fails too
+            raise MinigradError(f"{name} must be a number of at least 0, got {value!r}")

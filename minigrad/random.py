@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from minigrad.errors import DtypeError
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive counters land far apart
@@ -47,7 +50,10 @@ class Key:
     __slots__ = ("value",)
 
     def __init__(self, seed: int = 0):
-        self.value = _mix_int((seed + _GOLDEN) & _MASK)
+        try:
+            self.value = _mix_int((operator.index(seed) + _GOLDEN) & _MASK)
+        except TypeError:
+            raise DtypeError(f"a seed is a whole number, got {seed!r}") from None
 
     def fold(self, *parts: int | str) -> Key:
         """The stream named by `parts` (ints or strings, in order) within this one."""

@@ -32,6 +32,8 @@ def step_decay(every: int, factor: float) -> Schedule:
 
 def milestones(steps: Sequence[int], factor: float) -> Schedule:
     """factor^m once m of the `steps`, in ascending order, have been reached: 0.1 at two of them is 1, 0.1, 0.01."""
+    if list(steps) != sorted(steps):
+        raise MinigradError(f"milestones must be in ascending order, got {list(steps)}")
     return lambda step: factor ** bisect_right(steps, step)
 
 
@@ -83,7 +85,7 @@ def _half_cosine(begin: float, end: float, part: float) -> float:
 def _there_and_back(total: int, peak_at: float, start: float, peak: float, end: float) -> Schedule:
     _at_least_one(total, "total")
     if not 0.0 <= peak_at <= 1.0:
-        raise MinigradError(f"peak_at is a part of the run, from 0 to 1, got {peak_at}")
+        raise MinigradError(f"peak_at must be a part of the run, from 0 to 1, got {peak_at}")
     top, last = peak_at * total - 1.0, total - 1.0
 
     def value(step: int) -> float:
@@ -96,4 +98,4 @@ def _there_and_back(total: int, peak_at: float, start: float, peak: float, end: 
 
 def _at_least_one(count: int, name: str) -> None:
     if count < 1:
-        raise MinigradError(f"{name} is a number of steps, at least 1, got {count}")
+        raise MinigradError(f"{name} must be a number of steps, at least 1, got {count}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minigrad import backend
 from minigrad.errors import ShapeError
 from minigrad.layout import LINE, Array, empty_images
@@ -56,11 +58,13 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
 
     The pass leaves no trace: running statistics and modes are put back.
     """
-    if len(input_shape) != 3:
-        raise ShapeError(f"summary wants the shape of one image (C, H, W), got {input_shape}")
+    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3 or min(input_shape) < 1:
+        raise ShapeError(f"summary wants the shape of one image, (C, H, W), each at least 1, got {input_shape}")
+    if depth is not None and depth < 0:
+        raise ShapeError(f"summary wants a depth of at least 0, got {depth}")
     batch = 2  # batch norm on a 1×1 map needs two values per channel
-    xp = backend.default_module()
-    x = Tensor(empty_images(xp, (batch, *input_shape), next(model.parameters()).dtype))
+    xp, dtype = backend.default_module(), next((p.dtype for p in model.parameters()), np.dtype("float32"))
+    x = Tensor(empty_images(xp, (batch, *input_shape), dtype))
     x.data[...] = 0
     counter = _Counter(model, depth)
     with untouched(model):

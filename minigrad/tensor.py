@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import backend
-from minigrad.backend import array_module
+from minigrad.backend import MOVE, array_module
 from minigrad.errors import BackendError, DtypeError, GraphError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, elementwise, sum_to
@@ -95,13 +95,20 @@ class Tensor:
     __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
     __array_ufunc__ = None  # numpy_array * tensor is refused by NumPy and comes to our __rmul__
 
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        # Without this NumPy would make an array of one Tensor for each number.
+        raise DtypeError("a NumPy function got a Tensor: hand it the array, x.numpy()")
+
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise DtypeError("Tensor(...) got a Tensor: use it as it is, or .detach() it")
         if not hasattr(data, "dtype"):
-            data = backend.asarray(np.asarray(data, dtype=np.float32))
+            data = backend.asarray(_numbers(data), np.float32)
         if data.dtype not in (np.float32, np.float64):
-            raise DtypeError(f"a Tensor holds float32 or float64, got {data.dtype}: convert with .astype('float32')")
+            pictures = ", and divide pictures of 0 … 255 by 255" if data.dtype == np.uint8 else ""
+            raise DtypeError(
+                f"a Tensor holds float32 or float64, got {data.dtype}: convert with .astype('float32'){pictures}"
+            )
         self.data: Array = array_module(data).asarray(data)  # NumPy reductions give scalars: make them 0-d arrays
         self.grad: Array | None = None
         self.requires_grad = requires_grad
@@ -160,7 +167,11 @@ class Tensor:
         First-order gradients only. Raises GraphError where there is no graph or it has been used.
         """
         if self.node is None or not self.node.inputs:
-            hint = "it is a leaf" if self.requires_grad else "nothing it was computed from requires a gradient"
+            hint = (
+                "it is a leaf: call backward() on a loss computed from it"
+                if self.requires_grad
+                else "it was computed under no_grad(), or from nothing that requires a gradient"
+            )
             raise GraphError(f"backward() on a tensor without a graph: {hint}")
         xp = array_module(self.data)
         if gradient is None:
@@ -173,7 +184,7 @@ class Tensor:
         gradient = gradient.data if isinstance(gradient, Tensor) else gradient
         gradient = xp.array(gradient, dtype=self.dtype)  # a copy: the user's array is never handed on
         if gradient.shape != self.shape:
-            raise ShapeError(f"the upstream gradient has shape {gradient.shape}, the tensor {self.shape}")
+            raise ShapeError(f"backward() got a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
         with blas_on_one_thread():
             _walk(self.node, gradient)
 
@@ -275,6 +286,8 @@ class Tensor:
 
     def transpose(self, *axes: int) -> Tensor:
         """The axes in the given order; all reversed without arguments."""
+        if axes and sorted(a + self.ndim if type(a) is int and a < 0 else a for a in axes) != list(range(self.ndim)):
+            raise ShapeError(f"transpose of {self.shape} wants each of its {self.ndim} axes once, got {axes}")
         order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
         back = tuple(int(i) for i in np.argsort(order))
         return record("transpose", self.data.transpose(order), (self,), lambda dy: dy.transpose(back))
@@ -304,9 +317,20 @@ def operands(op: str, *values: Any) -> list[Tensor]:
         elif hasattr(value, "dtype") and np.ndim(value) > 0:
             tensors.append(Tensor(value))
         else:
-            tensors.append(Tensor(xp.asarray(value, dtype=model.dtype)))
+            tensors.append(Tensor(xp.asarray(value if hasattr(value, "dtype") else _numbers(value), dtype=model.dtype)))
     check_alike(op, *tensors)
     return tensors
+
+
+def _numbers(data: Any) -> np.ndarray:
+    """A number, or nested lists of them, as an array. Raises DtypeError for anything else."""
+    try:
+        array = np.asarray(data)
+    except ValueError:  # rows of unequal length, or tensors among them
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":  # NumPy would make NaN of None, and a number of "1"
+        raise DtypeError(f"a Tensor is made of numbers in rows of equal length, got {repr(data)[:80]}")
+    return array
 
 
 def check_alike(op: str, *tensors: Any) -> None:
@@ -315,16 +339,16 @@ def check_alike(op: str, *tensors: Any) -> None:
     first = tensors[0]
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise DtypeError(f"{op} works on tensors, got {type(tensor).__name__}: wrap the array in minigrad.Tensor")
+            several = ", ".join(getattr(tensor, "_fields", ()))
+            remedy = f"take one of its parts, {several}" if several else "wrap the array in minigrad.Tensor"
+            raise DtypeError(f"{op} works on tensors, got {type(tensor).__name__}: {remedy}")
         here, there = array_module(first.data).__name__, array_module(tensor.data).__name__
         if here != there:
-            raise BackendError(
-                f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: move one to the other"
-            )
+            raise BackendError(f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: {MOVE}")
         if tensor.dtype != first.dtype:
             raise DtypeError(
                 f"{op} got {first.dtype} {first.shape} and {tensor.dtype} {tensor.shape}: "
-                "convert the data of one with .astype"
+                "convert one, as Tensor(x.data.astype('float32')) or model.astype('float64')"
             )
 
 
@@ -344,7 +368,7 @@ def record(
     When no input needs a gradient, nothing is kept.
     """
     output = Tensor(data)
-    if (nodes := _nodes_of(inputs)) is not None:
+    if (nodes := _nodes_of(op, inputs)) is not None:
         output.node = Node(op, output.data, nodes, backward)
     if (watch := watcher.get()) is not None:
         watch(op, [output], inputs, output.node, [multiply_adds])
@@ -366,7 +390,7 @@ def record_parts(
     stand in topological order like everything else, so that the list is complete when the op's turn comes.
     """
     outputs, whole = [Tensor(part) for part in parts], None
-    if (nodes := _nodes_of(inputs)) is not None:
+    if (nodes := _nodes_of(op, inputs)) is not None:
         whole = Node(op, parts[0], nodes, backward, parts=len(parts))
         for i, output in enumerate(outputs):
             output.node = Node(op, output.data, (whole,), functools.partial(Part, i))
@@ -384,8 +408,11 @@ class Part:
         self.index, self.gradient = index, gradient
 
 
-def _nodes_of(inputs: Sequence[Tensor | None]) -> tuple[Node | None, ...] | None:
+def _nodes_of(op: str, inputs: Sequence[Tensor | None]) -> tuple[Node | None, ...] | None:
     """The nodes of those inputs that need a gradient; None if there are none."""
+    if not isinstance(inputs, (tuple, list)) or not all(x is None or isinstance(x, Tensor) for x in inputs):
+        kinds = [type(x).__name__ for x in inputs] if isinstance(inputs, (tuple, list)) else type(inputs).__name__
+        raise DtypeError(f"record of '{op}' wants its inputs as a tuple of tensors, as (x,), got {kinds}")
     nodes = tuple(_node_of(tensor) if tensor is not None and tensor.needs_grad else None for tensor in inputs)
     return nodes if any(nodes) else None
 
@@ -420,7 +447,8 @@ def _walk(root: Node, gradient: Array) -> None:
             results = (results,)
         if len(results) != len(node.inputs):
             raise GraphError(
-                f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs"
+                f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs: "
+                "return one for each, None where there is none"
             )
         # Whoever holds a .grad must not share its memory with these.
         handed_out = [part for part in dy if part is not None] if isinstance(dy, list) else [dy]
@@ -463,11 +491,14 @@ def _topological(root: Node) -> list[Node]:
 
 def _check(node: Node, parent: Node, dx: Array) -> None:
     """Raise GraphError where a backward returned something that is no gradient of its input."""
-    if not hasattr(dx, "dtype"):
-        raise GraphError(f"backward of '{node.name}' returned a {type(dx).__name__}, not an array")
+    if isinstance(dx, Tensor) or not hasattr(dx, "dtype"):
+        raise GraphError(
+            f"backward of '{node.name}' returned a {type(dx).__name__}, not an array: compute with the .data of tensors"
+        )
     if dx.shape != parent.shape or dx.dtype != parent.dtype:
         raise GraphError(
-            f"backward of '{node.name}' returned {dx.dtype} {dx.shape} for an input of {parent.dtype} {parent.shape}"
+            f"backward of '{node.name}' returned {dx.dtype} {dx.shape} for an input of {parent.dtype} {parent.shape}: "
+            "a gradient has its input's shape and dtype"
         )
 
 

@@ -34,7 +34,7 @@ def test_array_module_is_chosen_by_type(xp: Any) -> None:
     assert array_module(xp.zeros(3)) is xp
     assert array_module(np.zeros(3)) is array_module(np.float32(1)) is np
     for stranger in ([1.0], 1.0, None):
-        with pytest.raises(BackendError, match=f"{type(stranger).__name__} is not a NumPy or CuPy array"):
+        with pytest.raises(BackendError, match=rf"{type(stranger).__name__} where .* numpy\.asarray, or take"):
             array_module(stranger)
 
 
@@ -75,14 +75,14 @@ def test_the_peak_of_a_process_is_its_own() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(BackendError, match="no backend 'jax', choose 'numpy' or 'cupy'"):
+    with pytest.raises(BackendError, match=r"^there is no backend 'jax': choose from numpy, cupy$"):
         set_backend("jax")
 
 
 def test_switching_to_cupy_without_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     before = backend.backend()
-    with pytest.raises(BackendError, match=r"set_backend.*pip install 'cupy-cuda13x\[ctk\]'"):
+    with pytest.raises(BackendError, match=r"^the backend 'cupy' cannot be .*pip install 'cupy-cuda13x\[ctk\]'"):
         set_backend("cupy")
     assert backend.backend() == before
 
@@ -115,7 +115,7 @@ assert b.backend() == "numpy"
         ("numpy", "numpy numpy"),
         ("cupy", "BackendError MINIGRAD_BACKEND: the backend 'cupy' cannot be used here: CuPy is not installed"),
         ("", "BackendError MINIGRAD_BACKEND: there is no backend ''"),
-        ("nunpy", "BackendError MINIGRAD_BACKEND: there is no backend 'nunpy', choose 'numpy' or 'cupy'"),
+        ("nunpy", "BackendError MINIGRAD_BACKEND: there is no backend 'nunpy' — did you mean 'numpy'?"),
     ],
 )
 def test_environment_variable_is_read_at_first_use(value: str, answer: str) -> None:

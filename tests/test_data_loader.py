@@ -15,6 +15,7 @@ from inception.data import (
     Augment,
     DataError,
     Loader,
+    load_shapes,
     normalise,
 )
 
@@ -87,6 +88,8 @@ def test_loader_says_which_argument_is_wrong():
         ({"prefetch": -1}, "prefetch"),
         ({"std": np.array([0.2, 0.0, 0.2])}, "std"),
         ({"std": np.array([0.2, np.nan, 0.2])}, "std"),
+        ({"mean": np.zeros(2)}, r"mean and std must be three numbers each, got \[0. 0.\]"),
+        ({"batch_size": 1000, "drop_last": True}, r"pictures do not fill a batch of 1000: lower the batch size"),
     ):
         with pytest.raises(DataError, match=f"^some: .*{message}"):
             some_loader(**options)
@@ -194,3 +197,9 @@ def test_waited_is_what_the_reader_waited(monkeypatch):
 def test_an_epoch_does_not_start_before_its_beginning():
     with pytest.raises(DataError, match="not at -1"):
         next(some_loader().batches(0, -1))
+
+
+def test_loader_of_both_parts_of_a_data_set():
+    """What load_shapes and open_data return is a pair."""
+    with pytest.raises(DataError, match=r"a Loader wants a Dataset, got tuple: open_data returns \(train, test\)"):
+        Loader(load_shapes(4, 4), 2, mean=np.zeros(3), std=np.ones(3))

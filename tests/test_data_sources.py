@@ -182,7 +182,8 @@ def test_what_is_no_data_set_says_what_may_stand_there(tmp_path: Path) -> None:
     for source, what in (
         ("nowhere", "no file or directory"),
         ("", "no file or directory|holds no data set"),
-        ("cifar", "no file or directory"),
+        ("cifar", "no file or directory — did you mean 'cifar10'. It may be shapes"),
+        ("Shapes", "no file or directory — did you mean 'shapes'"),
         (tmp_path / "empty", "holds no data set that is known here"),
         (tmp_path / "notes.txt", "is no data set: it may be"),
         (tmp_path / "missing.npz", "no such file"),
@@ -246,17 +247,26 @@ def test_grey_arrays_get_three_channels(tmp_path: Path, shape: tuple[int, ...]) 
         ({"x_train": some_images(6, 5, 4).transpose(0, 3, 1, 2)}, r"x_train must be uint8 .* \(6, 3, 5, 4\)"),
         ({"x_test": np.uint8(3)}, r"x_test must be uint8 .* \(\)"),
         ({"x_test": some_images(0, 5, 4), "y_test": np.zeros(0, int)}, "x_test holds no pictures"),
-        ({"x_test": some_images(3, 4, 5)}, r"\(5, 4\) in x_train, of \(4, 5\) in x_test"),
+        ({"x_test": some_images(3, 4, 5)}, r"x_train has pictures of \(5, 4\), x_test of \(4, 5\): all must"),
         ({"y_train": np.zeros(6)}, r"y_train must be integers of shape \(6,\).* got float64"),
+        (
+            {"x_train": np.zeros((6, 5, 4, 3))},
+            r"x_train must be uint8 .*: bring them to 0 … 255 and convert with x\.",
+        ),
+        ({"x_train": np.zeros((6, 3, 5, 4), np.uint8)}, r"put the channels last with x\.transpose\(0, 2, 3, 1\)"),
+        ({"y_train": np.eye(6)}, r"y_train must be .* \(6, 6\): of one-hot rows take y\.argmax\(axis=1\)"),
         ({"y_train": np.zeros(5, int)}, r"y_train must be integers of shape \(6,\).* \(5,\)"),
         ({"y_train": np.zeros((6, 10), int)}, r"y_train must be integers .* \(6, 10\)"),
         ({"y_train": np.int64(3)}, r"y_train must be integers .* \(\)"),
         ({"y_train": np.array([0, 1, 2, -1, 0, 0])}, "the label in row 3 is -1"),
-        ({"y_test": np.array([0, 1, 10**12])}, "label 1000000000000 of 9 pictures"),
+        (
+            {"y_test": np.array([0, 1, 10**12])},
+            "a label is 1000000000000, but there are 9 pictures: number",
+        ),
         ({"y_test": np.array([0, 1, 2]), "classes": np.array(["a", "b"])}, "row 2 is 2, but the 2 classes"),
         ({"classes": np.array([1, 2, 3])}, "classes must be strings"),
         ({"classes": np.array([["a", "b"]])}, "classes must be strings"),
-        ({"classes": np.array(["a", None], object)}, "no readable .npz"),
+        ({"classes": np.array(["a", None], object)}, "no readable .npz of arrays .it holds Python objects, which are"),
         ({"x_train": np.array([None] * 6)}, "no readable .npz"),
     ],
 )
@@ -386,7 +396,7 @@ def test_folders_that_do_not_fit(tmp_path: Path, image: Any) -> None:
     ("content", "message"),
     [
         (b"", "not a readable picture"),
-        (b"not a picture", "not a readable picture"),
+        (b"not a picture", "not a readable picture: it is none of JPEG, PNG, BMP, GIF, WEBP, PPM"),
     ],
 )
 def test_a_bad_file_in_a_folder_is_named(tmp_path: Path, image: Any, content: bytes, message: str) -> None:

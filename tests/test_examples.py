@@ -299,7 +299,8 @@ def test_resuming_by_the_command_line(inception: Program, cifar: Path) -> None:
         assert outcome.code == 0, outcome.err
     message = sentence(inception("train", "--resume", "r", "--epochs", 3, "--recipe", "cifar_fast"))
     assert "--epochs 3 (it has 1)" in message
-    assert "--ema 0.998 (it has 0.0)" in message
+    assert "--recipe cifar_fast (it has cifar_small)" in message
+    assert "--ema" not in message  # which --recipe implies
     assert "holds a run already" in sentence(inception("train", *options))
 
 
@@ -383,6 +384,72 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception:
     monkeypatch.setattr("inception.__main__.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         inception("train")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("trian", "argument COMMAND: there is no command 'trian' — did you mean 'train'?"),
+        ("train --epoch 3", "there is no option --epoch — did you mean '--epochs'?"),
+        ("train --batch_size=3", "there is no option --batch_size — did you mean '--batch-size'?"),
+        ("train --bogus", "there is no option --bogus: see --help"),
+        ("train cifar10", "'cifar10' belongs to no option: see --help"),
+        ("train --model googlnet_small", "there is no model 'googlnet_small' — did you mean 'googlenet_small'?"),
+        ("train --recipe cifar_fst", "there is no recipe 'cifar_fst' — did you mean 'cifar_fast'? Choose from cifar_s"),
+        ("train --optimizer adam", "there is no optimizer 'adam' — did you mean 'adamw'?"),
+        ("train --backend cuda", "there is no backend 'cuda': choose from numpy, cupy"),
+        ("train --epochs 0", "epochs must be at least 1, got 0"),
+        ("train --lr -1", "lr must be at least 0, got -1.0"),
+        ("train --lr 1e16", "lr must be from 0 to 1e+15, got 1e+16"),
+        ("train --momentum 0", "nesterov needs a momentum above 0: set one, or leave it out (--no-nesterov)"),
+        ("train --data Shapes", "did you mean 'shapes'?"),
+        ("predict --top 0 a.png", "--top must be at least 1, got 0"),
+        ("summary googlenet --size 0", "--size must be at least 1, got 0"),
+        ("summary googlenet --depth -1", "--depth must be at least 0, got -1"),
+        ("compare googlnet", "there is no model 'googlnet' — did you mean 'googlenet'?"),
+        ("export googlnet --to a.npz", "there is no file and no model 'googlnet' — did you mean 'googlenet'?"),
+        ("export googlenet --to a.npz --size -1", "--size must be at least 1, got -1"),
+        ("export googlenet --to a.npz --about no.json", "--about no.json: cannot be read (No such file or directory)"),
+        ("evaluate .", ".: a directory: name a weights file in it, as weights.npz"),
+        ("evaluate googlenet_smal", "no shipped model 'googlenet_smal' — did you mean 'googlenet_small'?"),
+    ],
+)
+def test_what_is_misspelt_or_out_of_range(inception: Program, command: str, says: str) -> None:
+    assert says in sentence(inception(*command.split()))
+
+
+def test_what_diverges_is_told_once(inception: Program, cifar: Path) -> None:
+    """In one sentence, without NumPy's warnings of every array on the way."""
+    options = ["--lr", 1e15, "--schedule", "constant", "--batch-size", 16, "--width", 0.25, "--no-report", "--quiet"]
+    outcome = inception("train", "--data", cifar, *options)
+    assert "RuntimeWarning" not in outcome.err
+    assert "try a lower learning rate" in sentence(outcome)
+
+
+def test_weights_that_are_not_finite(inception: Program, weights: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    model, about = load_model(weights)
+    model.fc1.weight.data[...] = np.nan
+    save_weights(tmp_path / "nan.npz", model, about)
+    message = sentence(inception("predict", tmp_path / "nan.npz", tmp_path / "a.png"))
+    assert message == f"{tmp_path / 'nan.npz'} makes NaN of {tmp_path / 'a.png'}: its weights are damaged"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("train", "nothing saved is lost"), ("evaluate", "lower --batch-size"), ("predict", "choose a smaller network")],
+)
+def test_what_to_lower_is_what_the_command_has(
+    monkeypatch: pytest.MonkeyPatch, inception: Program, command: str, says: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    for name in ("load_model", "open_checkpoint"):
+        monkeypatch.setattr(f"inception.__main__.{name}", fail)
+    arguments = {"train": ["--resume", "r"], "evaluate": ["w.npz"], "predict": ["w.npz", "a.png"]}[command]
+    assert says in sentence(inception(command, *arguments))
 
 
 # ---- predict.py ----

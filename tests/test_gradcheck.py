@@ -171,7 +171,7 @@ def test_float32_parameters_are_refused() -> None:
 def test_randomness_is_explained() -> None:
     """A new dropout mask in every evaluation looks like a wrong gradient."""
     calls = itertools.count()
-    with pytest.raises(GraphError, match=r"two results for the same inputs; fix its randomness \(model\.set_key\)"):
+    with pytest.raises(GraphError, match=r"two results for the same inputs: fix its randomness, as model\.set_key"):
         gradcheck(lambda x: ops.dropout(x, 0.5, Key(next(calls))), leaf(20))
 
 
@@ -213,3 +213,10 @@ def test_an_old_gradient_does_not_count() -> None:
 def test_the_same_seed_checks_the_same() -> None:
     x = leaf(3, 4)
     assert gradcheck(ops.softmax, x, seed=1) == gradcheck(ops.softmax, x, seed=1)
+
+
+def test_arrays_are_refused() -> None:
+    with pytest.raises(DtypeError, match="gradcheck works on tensors, got ndarray: wrap"):
+        gradcheck(ops.relu, np.zeros(3))
+    with pytest.raises(DtypeError, match="gradcheck: f must return a tensor or several, got ndarray"):
+        gradcheck(lambda x: x.data, leaf(3))

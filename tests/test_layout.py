@@ -135,7 +135,7 @@ def test_windows_of_the_networks(size: int, options: Any, output: int) -> None:
 
 @pytest.mark.parametrize("options", [{"kernel": 0}, {"kernel": 1, "stride": 0}, {"kernel": 1, "padding": -1}], ids=str)
 def test_window_options_out_of_range(options: Any) -> None:
-    with pytest.raises(ShapeError, match="must be at least 1, padding"):
+    with pytest.raises(ShapeError, match=r"^(kernel_size|stride|padding) must be at least [01], got \("):
         Window.of((5, 5), **options)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minigrad import nn
 from minigrad.errors import MinigradError, StateError
 from minigrad.optim import SGD, AdamW, Muon, Optimizer, RMSProp, clip_by_norm, decay_groups, orthogonal
 
@@ -355,8 +356,8 @@ def test_a_misfit_is_named_and_changes_nothing() -> None:
         optimizer.load_state_dict(wrong)
     for part in (
         "SGD",
-        "velocity.0 is missing",
-        "mean.0 is unexpected",
+        "missing (1): velocity.0",
+        "unexpected (1): mean.0",
         "velocity.2 is float64 (6,) instead of float64 (5,)",
         "velocity.3 is float32 (1,) instead of float64 (1,)",
     ):
@@ -431,18 +432,27 @@ shared_parameter = Parameter(np.zeros(3))
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
-        (lambda: SGD(one(), -0.1), "lr must not be negative, got -0.1"),
-        (lambda: SGD(one(), math.nan), "lr must not be negative, got nan"),
-        (lambda: AdamW(one(), 0.1, betas=(0.9, -0.1)), "betas must not be negative"),
+        (lambda: SGD(one(), -0.1), "lr must be a number of at least 0, got -0.1"),
+        (lambda: SGD(one(), "0.1"), "lr must be a number of at least 0, got '0.1'"),
+        (lambda: SGD(one(), math.nan), "lr must be a number of at least 0, got nan"),
+        (lambda: AdamW(one(), 0.1, betas=(0.9, -0.1)), "betas must be a number of at least 0, got"),
+        (lambda: AdamW(one(), 0.1, betas=0.9), r"betas must be two numbers, \(beta1, beta2\), got 0.9"),
         (lambda: SGD(one(), 0.1, nesterov=True), "nesterov=True needs a momentum"),
         (lambda: SGD([{"params": one(), "momentum": 0.0}], 0.1, momentum=0.9, nesterov=True), "needs a momentum"),
         (lambda: SGD([], 0.1), "SGD got no parameters"),
         (lambda: SGD([{"params": []}], 0.1), "SGD got no parameters"),
         (lambda: SGD([shared_parameter, shared_parameter], 0.1), "given twice"),
         (lambda: AdamW([{"params": [shared_parameter]}, {"params": [shared_parameter]}], 0.1), "given twice"),
-        (lambda: SGD([{"params": one(), "lr": 0.1}], 0.1), r"group 0 has unknown options \['lr'\]: .*lr_scale"),
-        (lambda: SGD([{"params": one(), "lr_scale": -1.0}], 0.1), "lr_scale must not be negative"),
-        (lambda: SGD(one(), 0.1).step(momentum=0.9), "momentum=0.9, but SGD was built without"),
+        (lambda: SGD([{"params": one(), "lr": 0.1}], 0.1), r"group 0: there is no option 'lr': choose from lr_scale"),
+        (lambda: SGD([{"params": one(), "momentun": 0.1}], 0.1), "did you mean 'momentum'"),
+        (lambda: SGD([{"momentum": 0.1}], 0.1), "group 0 has no 'params'"),
+        (lambda: SGD(nn.Linear(1, 1), 0.1), r"SGD wants parameters, as model\.parameters\(\) gives them, got Linear"),
+        (lambda: SGD(nn.Linear(1, 1).named_parameters(), 0.1), r"as model\.parameters\(\) gives them, got tuple"),
+        (lambda: SGD(nn.Linear(2, 2).weight, 0.1), "SGD wants parameters, .*, got Parameter"),
+        (lambda: SGD([np.zeros(3)], 0.1), "SGD wants parameters, .*, got ndarray"),
+        (lambda: decay_groups(list(nn.Linear(2, 2).parameters()), 0.1), "decay_groups wants a module, or its named"),
+        (lambda: SGD([{"params": one(), "lr_scale": -1.0}], 0.1), "lr_scale must be a number of at least 0, got -1.0"),
+        (lambda: SGD(one(), 0.1).step(momentum=0.9), "momentum=0.9, but SGD was built without one"),
         (lambda: clip_by_norm(one(), 0.0), "max_norm must be above 0, got 0.0"),
     ],
 )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from minigrad.backend import to_host
+from minigrad.errors import DtypeError
 from minigrad.random import Key, bits, integers, next_key, normal, permutation, seeded, uniform
 
 DRAWS = [
@@ -248,3 +249,10 @@ def test_seeded_leaves_the_outer_stream_where_it_was() -> None:
             next_key()
             raise RuntimeError
         assert before + [next_key() for _ in range(2)] == plain
+
+
+@pytest.mark.parametrize("seed", [1.5, None, "1"])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(DtypeError, match=f"a seed is a whole number, got {seed!r}"):
+        Key(seed)
+    assert Key(np.int64(3)) == Key(3)

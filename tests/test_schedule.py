@@ -17,6 +17,7 @@ from minigrad.schedule import (
     Schedule,
     constant,
     cosine,
+    milestones,
     one_cycle,
     one_cycle_momentum,
     poly,
@@ -147,12 +148,13 @@ def test_a_schedule_is_a_pure_function(total: int, steps: list[int]) -> None:
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
-        (lambda: cosine(0), "total is a number of steps, at least 1, got 0"),
-        (lambda: poly(-1), "total is a number of steps"),
-        (lambda: step_decay(0, 0.5), "every is a number of steps"),
-        (lambda: warm_up(constant(), 0), "steps is a number of steps"),
-        (lambda: one_cycle(0), "total is a number of steps"),
-        (lambda: one_cycle_momentum(10, 1.5), "peak_at is a part of the run, from 0 to 1, got 1.5"),
+        (lambda: cosine(0), "total must be a number of steps, at least 1, got 0"),
+        (lambda: poly(-1), "total must be a number of steps"),
+        (lambda: step_decay(0, 0.5), "every must be a number of steps"),
+        (lambda: warm_up(constant(), 0), "steps must be a number of steps"),
+        (lambda: one_cycle(0), "total must be a number of steps"),
+        (lambda: milestones([5, 2], 0.1), r"milestones must be in ascending order, got \[5, 2\]"),
+        (lambda: one_cycle_momentum(10, 1.5), "peak_at must be a part of the run, from 0 to 1, got 1.5"),
     ],
 )
 def test_mistakes_are_explained(mistake: Callable[[], object], sentence: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -79,15 +81,25 @@ def test_summary_leaves_no_trace(mode: str) -> None:
 
 def test_summary_cleans_up_after_an_error() -> None:
     model = create_model("googlenet_small").eval()
-    with pytest.raises(ShapeError, match="got 4 channels"):
+    with pytest.raises(ShapeError, match=r"takes pictures of shape \(N, 3, H, W\), got \(2, 4, 16, 16\)"):
         summary(model, (4, 16, 16))
     assert not model.training
     assert model(pictures(1, 3, 8, 8)).shape == (1, 10)
 
 
-def test_summary_wants_one_image() -> None:
-    with pytest.raises(ShapeError, match=r"shape of one image \(C, H, W\), got \(1, 3, 8, 8\)"):
-        summary(create_model("googlenet_small"), (1, 3, 8, 8))
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), 32, (3, 0, 8)], ids=str)
+def test_summary_wants_one_image(shape: Any) -> None:
+    with pytest.raises(ShapeError, match=rf"shape of one image, \(C, H, W\), .*, got {re.escape(str(shape))}$"):
+        summary(create_model("googlenet_small"), shape)
+
+
+def test_summary_of_a_negative_depth() -> None:
+    with pytest.raises(ShapeError, match="a depth of at least 0, got -1"):
+        summary(nn.ReLU(), (3, 8, 8), depth=-1)
+
+
+def test_summary_of_a_module_without_parameters() -> None:
+    assert summary(nn.ReLU(), (3, 8, 8)).parameters == 0
 
 
 @pytest.mark.parametrize("name", ["googlenet_small", "inception_resnet_v2_cifar"])

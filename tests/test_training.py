@@ -21,7 +21,7 @@ from inception.training.loop import predictions, training_step
 from inception.weights import load_weights
 from minigrad import Tensor, nn, num_threads, ops, optim, schedule, set_num_threads
 from minigrad.backend import asarray, to_host
-from minigrad.errors import MinigradError, NonFiniteError
+from minigrad.errors import MinigradError, NonFiniteError, ShapeError
 from minigrad.random import Key, integers, normal, seeded
 
 loop_module = importlib.import_module("inception.training.loop")
@@ -513,7 +513,7 @@ def test_a_runs_report_shows_the_model_as_it_was_evaluated(
 
 
 def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, Dataset]) -> None:
-    with pytest.raises(DataError, match="37 training pictures do not fill a batch of 64"):
+    with pytest.raises(DataError, match="37 pictures do not fill a batch of 64: lower the batch size"):
         run(Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=64), quiet=True))
 
 
@@ -555,3 +555,8 @@ def test_a_recipe_out_of_range_is_refused_by_name(
     with pytest.raises(MinigradError, match=name.replace("_", "[ _]")):
         run(Run(weights=tmp_path / "w.npz", recipe=Recipe(**({"epochs": 1, "batch_size": 16} | wrong)), quiet=True))
     assert not (tmp_path / "w.npz").exists()
+
+
+def test_one_picture_is_no_batch() -> None:
+    with pytest.raises(ShapeError, match=r"to_tensor wants a batch \(N, C, H, W\), got \(3, 8, 8\): x\[None\]"):
+        to_tensor(np.zeros((3, 8, 8), np.float32))

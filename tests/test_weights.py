@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from inception.models import create_model
-from inception.weights import FORMAT, WeightsError, load_model, load_weights, save_weights
+from inception.weights import FORMAT, WeightsError, check_place, load_model, load_weights, read_arrays, save_weights
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import asarray, to_host
 from minigrad.random import Key, normal, seeded
@@ -354,3 +354,39 @@ def test_a_file_is_closed_after_reading(saved: Path) -> None:
     rewritten(saved, about=[])
     refuse(saved)
     saved.unlink()
+
+
+def test_what_is_no_weights_file_at_all(tmp_path: Path) -> None:
+    """NumPy would advise to load it with pickle."""
+    for name in ("w.npz", "notes.txt", "a.png"):
+        (tmp_path / name).write_bytes(b"hello, this is a text")
+        assert refuse(tmp_path / name) == "not a weights file (.npz), or damaged or cut short"
+    (tmp_path / "w.pth").write_bytes(b"hello, this is a text")
+    assert refuse(tmp_path / "w.pth") == "not a PyTorch file, or damaged at its beginning"
+    assert refuse(tmp_path) == f"a directory: name a weights file in it, as {tmp_path / 'weights.npz'}"
+
+
+def test_a_place_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    for path in (tmp_path / "notes" / "w.npz", tmp_path / "notes" / "a" / "w.npz"):
+        with pytest.raises(WeightsError, match=r"w\.npz cannot be written \(.*notes is a file, not a directory\)"):
+            check_place(path)
+    with pytest.raises(WeightsError, match=r"cannot be written \(it is a directory or a device\): name a file"):
+        check_place(tmp_path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, for one: whoever runs the tests may be root, whom no file refuses."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    assert refuse(tmp_path / "w.npz", read_arrays) == "cannot be read (Permission denied)"
+
+
+def test_another_network_than_the_weights_are_of(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.npz", create_model("googlenet_small", num_classes=4), ABOUT)
+    assert refuse(tmp_path / "w.npz", lambda path: load_model(path, "googlenet")) == (
+        "it holds googlenet_small, not googlenet: leave out --model"
+    )

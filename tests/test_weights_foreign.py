@@ -454,7 +454,7 @@ def test_a_shipped_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "shipped").mkdir()
     save_weights(tmp_path / "shipped" / "small.safetensors", create_model("googlenet_small", num_classes=4), ABOUT)
     assert shipped() == shipped("small") == tmp_path / "shipped" / "small.safetensors"
-    with pytest.raises(WeightsError, match="'large': there is small"):
+    with pytest.raises(WeightsError, match="no shipped model 'large': choose from small"):
         shipped("large")
 
 
@@ -463,7 +463,7 @@ def test_evaluate_knows_the_shipped_model_by_name(capsys: pytest.CaptureFixture[
     assert main(["evaluate", "googlenet_small", "--data", "shapes", "--quiet"]) == 1
     assert "are not those that googlenet_small tells apart (airplane, automobile, bird" in capsys.readouterr().err
     assert main(["evaluate", "googlenet_tiny", "--data", "shapes", "--quiet"]) == 1
-    assert "no file and no shipped model is called 'googlenet_tiny': there is" in capsys.readouterr().err
+    assert "there is no file and no shipped model 'googlenet_tiny'" in capsys.readouterr().err
 
 
 # ---- how pictures are prepared ----
@@ -489,7 +489,7 @@ def test_pictures_are_prepared_as_the_weights_say(tmp_path: Path) -> None:
     np.testing.assert_allclose(bgr.read(tmp_path / "p.png")[0], turned, atol=1e-5)
     for wrong in ({"size": [12]}, {"size": 12}, {"resize": 5}, {"std": [1, 0, 1]}, {"mean": "abc"}, {"channels": "HSV"},
                   {"interpolation": "fastest"}, {"size": [0, 4]}, {"mean": [np.nan] * 3}):  # fmt: skip
-        with pytest.raises(DataError, match="not understood"):
+        with pytest.raises(DataError, match=f"the weights want pictures of {next(iter(wrong))} .*, which must be"):
             Preprocessing.of(about | wrong)
 
 
@@ -528,10 +528,14 @@ def test_exporting_with_a_description(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(arguments) == 1
     assert "size, mean, std" in capsys.readouterr().err
     about = {"classes": ["a", "b"], "size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "channels": "BGR"}
-    for wrong in ([], about | {"classes": ["a"]}, about | {"model": "x"}):
+    for wrong, sentence in (
+        ([], "it must be a JSON object"),
+        (about | {"classes": ["a"]}, "classes must be the 2 names of the outputs, in order, got a list of 1"),
+        (about | {"model": "x"}, "leave out model, which the weights say themselves"),
+    ):
         (tmp_path / "about.json").write_text(json.dumps(wrong))
         assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 1
-        assert "--about" in capsys.readouterr().err
+        assert f"--about {tmp_path / 'about.json'}: {sentence}" in capsys.readouterr().err
     assert not (tmp_path / "w.safetensors").exists()
     (tmp_path / "about.json").write_text(json.dumps(about))
     assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 0

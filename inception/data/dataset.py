@@ -55,14 +55,18 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for what, given in (("images", images), ("labels", labels)):
+            if not hasattr(given, "dtype"):
+                raise DataError(f"{self.name}: {what} must be an array, got {type(given).__name__}: use numpy.array")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(
                 f"{self.name}: images must be uint8 of shape (N, H, W, 3), got {images.dtype} {images.shape}"
+                + pictures_remedy(images)
             )
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"{self.name}: labels must be int64 of shape ({len(images)},), one for each picture, "
-                f"got {labels.dtype} {labels.shape}"
+                f"got {labels.dtype} {labels.shape}" + labels_remedy(labels)
             )
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if wrong.size:
@@ -75,6 +79,22 @@ class Dataset:
         return len(self.labels)
 
 
+def pictures_remedy(x: Any) -> str:
+    """How pictures that are not uint8 of shape (N, H, W, 3) become so, where that can be told."""
+    if x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3:
+        return ": put the channels last with x.transpose(0, 2, 3, 1)"
+    if x.dtype.kind == "f":
+        return ": bring them to 0 … 255 and convert with x.round().astype('uint8')"
+    return ": convert with x.astype('uint8')" if x.dtype.kind in "iu" and x.dtype != np.uint8 else ""
+
+
+def labels_remedy(y: Any) -> str:
+    """How labels that are not whole numbers (N,) become so, where that can be told."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        return ": of one-hot rows take y.argmax(axis=1)"
+    return ": convert with y.astype('int64')" if y.ndim == 1 and y.dtype != np.int64 else ""
+
+
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Set a random `fraction` of the pictures aside, the same ones for the same seed: (train, validation).
 
@@ -85,7 +105,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     aside = round(n * fraction) if math.isfinite(fraction) else 0
     if not 0 < aside < n:
         raise DataError(
-            f"{dataset.name}: a validation fraction of {fraction} puts {aside} of {n} pictures aside: "
+            f"{dataset.name}: a validation share of {fraction:g} puts {max(aside, 0)} of {n} pictures aside: "
             f"choose one between 0 and 1 that leaves pictures on both sides"
         )
     order = permutation(Key(seed).fold("split"), n)

@@ -50,12 +50,21 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 0,
     ):
+        if not isinstance(dataset, Dataset):
+            raise DataError(f"a Loader wants a Dataset, got {type(dataset).__name__}: open_data returns (train, test)")
         if batch_size < 1:
             raise DataError(f"{dataset.name}: the batch size must be at least 1, got {batch_size}")
         if prefetch < 0:
             raise DataError(f"{dataset.name}: the batches to prefetch must be at least 0, got {prefetch}")
         if not np.all(np.asarray(std) > 0):
-            raise DataError(f"{dataset.name}: each channel's std must be above 0 to divide by, got {std}")
+            raise DataError(f"{dataset.name}: each channel's std must be above 0, got {std}: are all pixels alike?")
+        if np.shape(mean) != (3,) or np.shape(std) != (3,):
+            raise DataError(f"{dataset.name}: mean and std must be three numbers each, got {mean} and {std}")
+        if drop_last and len(dataset) < batch_size:
+            raise DataError(
+                f"{dataset.name}: {len(dataset)} pictures do not fill a batch of {batch_size}: lower the batch size "
+                f"(--batch-size) to {len(dataset)} or less"
+            )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mean, self.std = mean, std
         self.augment, self.shuffle, self.drop_last, self.prefetch = augment, shuffle, drop_last, prefetch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,26 @@ def read_picture(
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged picture can raise anything
+        if isinstance(error, image.UnidentifiedImageError):
+            raise DataError(f"{path}: not a readable picture: it is none of {', '.join(_FORMATS)}") from None
         raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
+
+
+_Fits = Callable[[Any], Any]
+_WANTED: dict[str, tuple[str, _Fits]] = {  # what `Preprocessing` takes: in words, and as a test
+    "size": ("[height, width], pixels", lambda v: len(v) == 2 and all(type(side) is int and side > 0 for side in v)),
+    "mean": ("three numbers", lambda v: np.shape(v) == (3,) and np.isfinite(np.array(v, np.float64)).all()),
+    "std": (
+        "three numbers above 0",
+        lambda v: np.shape(v) == (3,) and np.isfinite(s := np.array(v, np.float64)).all() and (s > 0).all(),
+    ),
+    "resize": ("a whole number", lambda v: v is None or type(v) is int),
+    "interpolation": (
+        "nearest, bilinear, bicubic or lanczos",
+        lambda v: v in ("nearest", "bilinear", "bicubic", "lanczos"),
+    ),
+    "channels": ("RGB or BGR", lambda v: v in ("RGB", "BGR")),
+}
 
 
 class Preprocessing(NamedTuple):
@@ -66,20 +85,21 @@ class Preprocessing(NamedTuple):
         """From the description of weights. Raises DataError if it does not say, or says what cannot be done."""
         if lacking := [name for name in cls._fields[:3] if name not in about]:
             raise DataError(f"the weights do not say how pictures are prepared: {', '.join(lacking)} (export --about)")
-        try:
-            found = cls(**{name: about[name] for name in cls._fields if name in about})
-            size, mean, std = tuple(found.size), tuple(found.mean), tuple(found.std)
-            numbers = np.array([mean, std], np.float64)
-            fits = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-            fits = fits and numbers.shape == (2, 3) and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
-            fits = fits and (found.resize is None or (type(found.resize) is int and found.resize >= max(size)))
-            fits = fits and found.interpolation in ("nearest", "bilinear", "bicubic", "lanczos")
-        except (TypeError, ValueError):
-            fits = False
-        if not fits or found.channels not in ("RGB", "BGR"):
-            given = {name: about[name] for name in cls._fields if name in about}
-            raise DataError(f"the weights want pictures prepared in a way that is not understood: {str(given)[:200]}")
-        return found._replace(size=(size[0], size[1]), mean=mean, std=std)
+        found = cls(**{name: about[name] for name in cls._fields if name in about})
+        for name, (wanted, fits) in _WANTED.items():
+            value = getattr(found, name)
+            try:
+                good = bool(fits(value))
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                raise DataError(f"the weights want pictures of {name} {str(value)[:80]}, which must be {wanted}")
+        size = tuple(found.size)
+        if found.resize is not None and found.resize < max(size):
+            raise DataError(
+                f"the weights want pictures of resize {found.resize}, which must be at least the size {size}"
+            )
+        return found._replace(size=(size[0], size[1]), mean=tuple(found.mean), std=tuple(found.std))
 
     def read(self, path: Path) -> np.ndarray:
         """The picture as (1, 3, H, W) float32, ready for the network. Raises what read_picture raises."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from inception.data import download
 from inception.data.cifar import holds_cifar10, holds_cifar100, load_cifar10, load_cifar100
-from inception.data.dataset import DataError, Dataset
+from inception.data.dataset import DataError, Dataset, labels_remedy, pictures_remedy
 from inception.data.pictures import load_folders
 from inception.data.shapes import load_shapes
+from minigrad.errors import did_you_mean
 
 _MAY_STAND = (
-    "it may be shapes, cifar10, cifar100, a directory with the batches of CIFAR-10 or CIFAR-100, a directory with "
+    "may be shapes, cifar10, cifar100, a directory with the batches of CIFAR-10 or CIFAR-100, a directory with "
     "train/CLASS/PICTURE and test/CLASS/PICTURE, or a file .npz with x_train, y_train, x_test and y_test"
 )
 
@@ -46,12 +48,12 @@ def open_data(source: str | Path, *, size: int = 224, quiet: bool = False) -> tu
             return load_cifar100(path)
         if (path / "train").is_dir():
             return load_folders(path, (size, size))
-        raise DataError(f"{path} holds no data set that is known here: {_MAY_STAND}")
+        raise DataError(f"the directory {path} holds no data set that is known here: it {_MAY_STAND}")
     if path.suffix == ".npz":
         return load_arrays(path)
-    raise DataError(
-        f"{str(source)!r} is no data set{'' if path.exists() else ', and no file or directory'}: {_MAY_STAND}"
-    )
+    nothing = "" if path.exists() else ", and no file or directory"
+    near = nothing and did_you_mean(source, ("shapes", "cifar10", "cifar100"))
+    raise DataError(f"{str(source)!r} is no data set{nothing}{near + ' It' if near else ': it'} {_MAY_STAND}")
 
 
 def load_arrays(path: str | Path) -> tuple[Dataset, Dataset]:
@@ -65,19 +67,27 @@ def load_arrays(path: str | Path) -> tuple[Dataset, Dataset]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{path} is no readable .npz: np.savez(path, x_train=…, …) writes one")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
             arrays = {name: archive[name] for name in archive.files if name in (*_ARRAYS, "classes")}
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
+    except DataError:
+        raise
     except Exception as error:  # a damaged archive can raise anything
-        raise DataError(f"{path} is no readable .npz of arrays ({error!r:.200})") from None
+        reason = "it holds Python objects, which are never read" if "Object arrays" in str(error) else f"{error!r:.200}"
+        raise DataError(f"{path} is no readable .npz of arrays ({reason})") from None
     for name in _ARRAYS:
         if name not in arrays:
             raise DataError(f"{path} holds no array {name}: it needs {', '.join(_ARRAYS)}")
     images = {part: _images(f"{path}: x_{part}", arrays[f"x_{part}"]) for part in ("train", "test")}
     if images["train"].shape[1:] != images["test"].shape[1:]:
         raise DataError(
-            f"{path}: pictures of {images['train'].shape[1:3]} in x_train, of {images['test'].shape[1:3]} in x_test"
+            f"{path}: x_train has pictures of {images['train'].shape[1:3]}, x_test of {images['test'].shape[1:3]}: "
+            "all must have one size"
         )
     labels = {part: _labels(f"{path}: y_{part}", arrays[f"y_{part}"], len(images[part])) for part in ("train", "test")}
     classes = _classes(path, arrays.get("classes"), np.concatenate([labels["train"], labels["test"]]))
@@ -91,7 +101,8 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 def _images(name: str, x: np.ndarray) -> np.ndarray:
     grey = x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 1)
     if x.dtype != np.uint8 or not (grey or (x.ndim == 4 and x.shape[3] == 3)):
-        raise DataError(f"{name} must be uint8 of shape (N, H, W, 3) or (N, H, W), got {x.dtype} {x.shape}")
+        got = f"{x.dtype} {x.shape}{pictures_remedy(x)}"
+        raise DataError(f"{name} must be uint8 of shape (N, H, W, 3) or (N, H, W), got {got}")
     if not x.size:
         raise DataError(f"{name} holds no pictures, its shape is {x.shape}")
     return np.repeat(x.reshape(*x.shape[:3], 1), 3, axis=3) if grey else np.ascontiguousarray(x)
@@ -99,7 +110,8 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
 
 def _labels(name: str, y: np.ndarray, n: int) -> np.ndarray:
     if y.dtype.kind not in "iu" or y.shape not in ((n,), (n, 1)):
-        raise DataError(f"{name} must be integers of shape ({n},), one for each picture, got {y.dtype} {y.shape}")
+        got = f"{y.dtype} {y.shape}{labels_remedy(y)}"
+        raise DataError(f"{name} must be integers of shape ({n},), one for each picture, got {got}")
     return y.ravel().astype(np.int64)
 
 
@@ -109,5 +121,8 @@ def _classes(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tuple[
             raise DataError(f"{path}: classes must be strings of shape (K,), got {names.dtype} {names.shape}")
         return tuple(names.tolist())
     if labels.max() >= len(labels):  # a damaged label must not ask for a million names
-        raise DataError(f"{path}: label {labels.max()} of {len(labels)} pictures: number the classes from 0")
+        raise DataError(
+            f"{path}: a label is {labels.max()}, but there are {len(labels)} pictures: number the classes from 0, or "
+            "name them in an array classes"
+        )
     return tuple(map(str, range(labels.max() + 1)))

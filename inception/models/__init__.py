@@ -9,7 +9,7 @@ from typing import NamedTuple
 from inception.models.blocks import ConvBlock, InceptionAux, InceptionBlock, NaiveInceptionBlock
 from inception.models.network import Form, Inception
 from minigrad import nn, summary
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.random import Key, seeded
 
 
@@ -27,7 +27,7 @@ def _published() -> list[Form]:
 
 def _form(name: str) -> Form:
     if name not in _forms():
-        raise MinigradError(f"there is no model {name!r}; choose one of: {', '.join(_forms())}")
+        raise MinigradError(no_such("model", name, _forms()))
     return _forms()[name]
 
 

@@ -167,10 +167,12 @@ class Style(NamedTuple):
 
     def channels(self, published: int) -> int:
         """A published width times `width`. Raises ShapeError if channels would have to be cut."""
-        scaled = published * self.width
-        if scaled < 1 or scaled != int(scaled):
+        if not isinstance(self.width, (int, float)):
+            raise ShapeError(f"width must be a number, got {self.width!r}")
+        scaled = float(published * self.width)
+        if not scaled.is_integer() or scaled < 1:  # NaN and infinity are no integers
             raise ShapeError(
-                f"width {self.width:g} makes {scaled:g} channels of {published}: take one as 1/4, 1/8 or 2"
+                f"width {self.width:g} makes {scaled:g} channels of {published}: take one as 0.25, 0.125 or 2"
             )
         return int(scaled)
 

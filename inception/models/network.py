@@ -11,6 +11,7 @@ from minigrad import Tensor, nn
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.nn import init
 from minigrad.random import Key
+from minigrad.tensor import check_alike
 
 
 class Step(NamedTuple):
@@ -29,10 +30,15 @@ class InputSize(NamedTuple):
     multiple: int = 1  # of which both sides must be multiples
     least_with_heads: int = 1  # in training with auxiliary heads
 
-    def check(self, model: str, x: Tensor, heads: bool = False) -> None:
-        """Raise ShapeError in one sentence if x is no batch of such pictures."""
-        if x.ndim != 4:
-            raise ShapeError(f"{model} takes a batch of pictures (N, C, H, W), got shape {x.shape}")
+    def check(self, model: str, x: Tensor, channels: int, heads: bool = False) -> None:
+        """Raise DtypeError or ShapeError in one sentence if x is no batch of such pictures."""
+        check_alike(model, x)
+        if x.ndim != 4 or x.shape[1] != channels:
+            last = x.ndim == 4 and x.shape[3] == channels
+            alone = x.ndim == 3 and x.shape[0] == channels
+            remedy = ": move the channels with x.transpose(0, 3, 1, 2)" if last else ""
+            remedy = f": x.reshape{(1, *x.shape)} makes a batch of one picture" if alone else remedy
+            raise ShapeError(f"{model} takes pictures of shape (N, {channels}, H, W), got {x.shape}{remedy}")
         h, w = x.shape[2:]
         if self.least is None:
             if (h, w) != (self.native, self.native):
@@ -110,7 +116,7 @@ class Inception(nn.Module):
     width         multiplies the widths of all layers: see blocks.Style
 
     Returns logits (N, num_classes); in training with heads a named tuple: the heads' logits in order, then "logits".
-    Raises ShapeError for pictures of a size that the network does not take.
+    Raises DtypeError for what is no Tensor, ShapeError for pictures of a size that the network does not take.
     """
 
     def __init__(
@@ -124,11 +130,12 @@ class Inception(nn.Module):
         width: float = 1.0,
     ):
         classes = form.classes if num_classes is None else num_classes
-        if classes < 1:
-            raise ShapeError(f"{form.name}: num_classes must be at least 1, got {classes}")
+        if not isinstance(classes, int) or classes < 1:
+            raise ShapeError(f"{form.name}: num_classes must be an int of at least 1, got {classes!r}")
         if aux_logits and form.head is None:
-            raise MinigradError(f"{form.name} has no auxiliary heads: leave aux_logits out")
-        self.form, self.aux_logits = form, form.aux_logits if aux_logits is None else aux_logits
+            raise MinigradError(f"{form.name} has no auxiliary heads: leave out aux_logits=True (--aux)")
+        self.form, self.in_channels = form, in_channels
+        self.aux_logits = form.aux_logits if aux_logits is None else aux_logits
         style, channels = Style(form.unit, width), in_channels
         for step in form.steps:
             module, channels = step.layer(channels, style)
@@ -147,7 +154,7 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The children run in the order of definition; a head looks at what has been computed so far."""
-        self.form.size.check(self.form.name, x, heads=self.aux_logits and self.training)
+        self.form.size.check(self.form.name, x, self.in_channels, heads=self.aux_logits and self.training)
         heads = []
         for name, layer in self.children():
             if name not in self.form.heads.values():

@@ -89,4 +89,4 @@ def _event_writer(directory: Path, first: int) -> Any:
             return import_module(module).SummaryWriter(str(directory / "events"), purge_step=first)
         except ImportError:
             continue
-    raise MinigradError("--tensorboard needs a writer of its events: pip install tensorboardX")
+    raise MinigradError("--tensorboard needs a package that writes its events: pip install tensorboardX")

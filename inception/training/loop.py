@@ -16,7 +16,7 @@ from inception.data import Batch, Loader, normalise
 from inception.training.average import Average
 from inception.training.recipes import Recipe
 from minigrad import Tensor, backend, first_non_finite, no_grad, ops, optim
-from minigrad.errors import NonFiniteError
+from minigrad.errors import NonFiniteError, ShapeError
 from minigrad.layout import Array, images, pixels
 from minigrad.nn import Module
 from minigrad.random import Key
@@ -273,6 +273,8 @@ def predictions(model: Module, loader: Loader) -> Iterator[tuple[Batch, Array]]:
 
 def to_tensor(pictures: Array) -> Tensor:
     """A host batch (N, C, H, W) as a tensor of the default backend, channels-last there too."""
+    if pictures.ndim != 4:
+        raise ShapeError(f"to_tensor wants a batch (N, C, H, W), got {pictures.shape}: x[None] makes one of a picture")
     n, _, h, w = pictures.shape
     return Tensor(images(backend.asarray(pixels(pictures)), n, h, w))
 

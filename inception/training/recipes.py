@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from minigrad import optim, schedule
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.nn import Module
 from minigrad.schedule import Schedule
 
@@ -19,7 +19,11 @@ FLIPS = ("no", "random", "alternate")
 SCHEDULES = ("constant", "step", "poly", "cosine", "one_cycle")
 
 
-def _option(default: Any, help: str, least: float = 0, most: float = 1e15, choices: tuple[str, ...] = ()) -> Any:
+_MOST = 1e15  # of a number that has no other limit
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def _option(default: Any, help: str, least: float = 0, most: float = _MOST, choices: tuple[str, ...] = ()) -> Any:
     """A field with its range; `help` is also what the command line says of it."""
     return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
 
@@ -82,16 +86,17 @@ class Recipe:
             many = isinstance(option.default, tuple)
             kinds = (int, float) if many or isinstance(option.default, float) else (type(option.default),)
             if many != isinstance(value, tuple) or not all(type(x) in kinds for x in (value if many else (value,))):
-                kind = "numbers" if many else kinds[-1].__name__
+                kind = "a tuple of numbers" if many else _KINDS[type(option.default)]
                 raise MinigradError(f"{option.name} must be {kind}, got {value!r}")
             if rule["choices"] and value not in rule["choices"]:
-                raise MinigradError(f"{option.name} must be one of {', '.join(rule['choices'])}, got {value!r}")
+                raise MinigradError(no_such(option.name, value, rule["choices"]))
             for x in value if many else (value,):
                 if isinstance(x, (int, float)) and not rule["least"] <= x <= rule["most"]:  # NaN fails too
-                    limits = f"from {rule['least']:g} to {rule['most']:g}"
+                    bounded = rule["most"] < _MOST or x > _MOST
+                    limits = f"from {rule['least']:g} to {rule['most']:g}" if bounded else f"at least {rule['least']:g}"
                     raise MinigradError(f"{option.name} must be {limits}, got {x!r}")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
-            raise MinigradError("nesterov needs a momentum above 0")
+            raise MinigradError("nesterov needs a momentum above 0: set one, or leave it out (--no-nesterov)")
         if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):
             raise MinigradError(f"resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
         if list(self.step_at) != sorted(self.step_at):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from inception.data import Augment, DataError, Dataset, Loader, mean_and_std, open_data, split
+from inception.data import Augment, Dataset, Loader, mean_and_std, open_data, split
 from inception.models import create_model
 from inception.training import report
 from inception.training.alarms import Watchdog
@@ -26,7 +26,7 @@ from inception.training.loop import Epoch, Evaluation, Stopped, Training, evalua
 from inception.training.recipes import RECIPES, Recipe
 from inception.weights import check_place, save_weights
 from minigrad import Tensor, backend, num_threads, ops
-from minigrad.errors import MinigradError, NonFiniteError
+from minigrad.errors import MinigradError, NonFiniteError, no_such
 from minigrad.nn import Module
 
 
@@ -85,7 +85,7 @@ class Run:
         if wrong := [name for name, kinds in _STORED.items() if type(options[name]) not in kinds]:
             raise MinigradError(f"{', '.join(wrong)} of another kind")
         if recipe.name not in RECIPES:
-            raise MinigradError(f"there is no recipe {recipe.name!r}")
+            raise MinigradError(no_such("recipe", recipe.name, RECIPES))
         return cls(**{name: options[name] for name in _STORED}, recipe=recipe, weights=weights)
 
     @property
@@ -150,11 +150,16 @@ def resumed(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Run:
     own = replace(own, out=checkpoint.path.parent, quiet=False, json=False)  # who goes on says how to be told
     known = {option.name for option in fields(Run)} - {"recipe"}
     wrong = []
+    named = RECIPES.get(given.get("name", own.recipe.name), own.recipe)
+    implied = named.to_json() if named.name != own.recipe.name else {}  # one word of the user: said once
     for name, value in given.items():
+        if name in implied and name != "name" and value == implied[name]:
+            continue
         is_value = getattr(own if name in known else own.recipe, name)
         same = value.resolve() == is_value.resolve() if name == "out" else value == is_value
         if name not in FREE and not same:
-            wrong.append(f"--{'aux' if name == 'aux_logits' else name.replace('_', '-')} {value} (it has {is_value})")
+            flag = {"aux_logits": "aux", "name": "recipe"}.get(name, name.replace("_", "-"))
+            wrong.append(f"--{flag} {value} (it has {is_value})")
     if wrong:
         raise CheckpointError(f"{checkpoint.path} contradicts {', '.join(wrong)}: leave out what shall stay as it is")
     return replace(own, **{name: value for name, value in given.items() if name in FREE})
@@ -178,10 +183,6 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     watched_set = test_set
     if options.validation:
         training_set, watched_set = split(training_set, options.validation, recipe.seed)
-    if len(training_set) < recipe.batch_size:
-        raise DataError(
-            f"{training_set.name}: {len(training_set)} training pictures do not fill a batch of {recipe.batch_size}"
-        )
     mean, std = mean_and_std(training_set)
     loader = _training_loader(training_set, options, mean, std)
     tests, held_out = (Loader(part, recipe.batch_size, mean=mean, std=std) for part in (test_set, watched_set))

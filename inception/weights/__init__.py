@@ -33,7 +33,7 @@ from inception.weights.npz import (
 )
 from inception.weights.pytorch import read_pytorch, write_pytorch
 from inception.weights.safetensors import read_safetensors, write_safetensors
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.nn import Module
 
 _SHIPPED = Path(__file__).with_name("shipped")
@@ -99,7 +99,7 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
             model.eval()
             return model, about
         if name not in (None, about.get("model")):
-            raise WeightsError(f"it holds {about.get('model')}, not {name}")
+            raise WeightsError(f"it holds {about.get('model')}, not {name}: leave out --model")
         if lacking := [key for key in _NEEDED if key not in about]:
             raise WeightsError(f"its description lacks {', '.join(lacking)}")
         model = create_model(about["model"], **about["options"])
@@ -124,7 +124,7 @@ def shipped(name: str | None = None) -> Path:
     if name is None:
         return next(iter(found.values()))
     if name not in found:
-        raise WeightsError(f"no file and no shipped model is called {name!r}: there is {', '.join(found)}")
+        raise WeightsError(no_such("file and no shipped model", name, found))
     return found[name]
 
 

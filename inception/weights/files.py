@@ -48,11 +48,13 @@ def check_place(path: Path) -> None:
     Raises WeightsError if no file can be written to `path`.
     """
     if path.exists() and not path.is_file():  # /dev/null too must not be replaced
-        raise WeightsError(f"{path} cannot be written (it is a directory or a device, not a file)")
+        raise WeightsError(f"{path} cannot be written (it is a directory or a device): name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        raise WeightsError(f"{path} cannot be written ({error.strerror})") from None
+        file = next((place for place in path.parents if place.exists() and not place.is_dir()), None)
+        reason = error.strerror if file is None else f"{file} is a file, not a directory"
+        raise WeightsError(f"{path} cannot be written ({reason}): name another place") from None

@@ -38,15 +38,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name. Raises WeightsError naming the file and what is wrong with it."""
     try:
         with open(path, "rb") as file:  # np.load itself would leave a damaged file open
+            if not zipfile.is_zipfile(file):
+                raise WeightsError(f"{path}: not a weights file (.npz), or damaged or cut short")
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise WeightsError(f"{path}: one bare array, not a weights file (.npz)")
             check_plain(path, archive.zip)
             return {name: archive[name] for name in archive.files}
     except WeightsError:
         raise
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise WeightsError(f"{path}: a directory: name a weights file in it, as {path / 'weights.npz'}") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # a damaged archive can raise anything, MemoryError included
         reason = f"{type(error).__name__}: {error}"
         raise WeightsError(f"{path}: not a readable .npz file ({reason}); it may be damaged or cut short") from None
@@ -70,7 +75,9 @@ def take_description(path: Path, arrays: dict[str, np.ndarray], name: str, newes
     except (ValueError, KeyError, TypeError, RecursionError):
         raise WeightsError(f"{path}: its description {name!r} is damaged") from None
     if version != newest:
-        raise WeightsError(f"{path}: written in format {version}, this version reads format {newest}: update it")
+        raise WeightsError(
+            f"{path}: written in format {version}, this version reads format {newest}: update inception-minigrad"
+        )
     return description
 
 

@@ -82,6 +82,9 @@ def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 with zipfile.ZipFile(file) as archive:
                     return _read_zip(path, archive)
             file.seek(0)
+            if file.read(1) != b"\x80":  # with which every pickle begins
+                raise WeightsError(f"{path}: not a PyTorch file, or damaged at its beginning")
+            file.seek(0)
             return _read_old(path, file), {}
     except WeightsError:
         raise

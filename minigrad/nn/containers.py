@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 from minigrad import ops
+from minigrad.errors import DtypeError
 from minigrad.nn.layers import ConvNormReLU, together
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
@@ -15,8 +17,7 @@ class Sequential(Module):
     """One module after the other. Children are named "0", "1", …"""
 
     def __init__(self, *modules: Module):
-        for i, module in enumerate(modules):
-            setattr(self, str(i), module)
+        _adopt(self, {str(i): module for i, module in enumerate(modules)})
 
     def __getitem__(self, index: int) -> Module:
         return [child for _, child in self.children()][index]
@@ -38,8 +39,7 @@ class Branches(Module):
     """
 
     def __init__(self, *branches: Module, **named: Module):
-        for name, branch in {**{str(i): b for i, b in enumerate(branches)}, **named}.items():
-            setattr(self, name, branch)
+        _adopt(self, {**{str(i): b for i, b in enumerate(branches)}, **named})
 
     def forward(self, x: Tensor) -> Tensor:
         # Each branch as the chain of its layers; the first layers that are 1×1 units; what these make of x at once; and
@@ -61,3 +61,15 @@ class Branches(Module):
                 for i, (branch, chain) in enumerate(zip(branches, chains, strict=True))
             ]
         )
+
+
+def _adopt(parent: Module, children: Mapping[str, Module]) -> None:
+    """Set the children. What is no module would be passed over without a word."""
+    for name, child in children.items():
+        if not isinstance(child, Module):
+            kind = "the class itself" if isinstance(child, type) else f"a {type(child).__name__}"
+            raise DtypeError(
+                f"{type(parent).__name__} is made of modules, got {kind} as {name!r}: write "
+                f"{type(parent).__name__}(*layers) for a list, ReLU() for a class or a function"
+            )
+        setattr(parent, name, child)

@@ -11,6 +11,7 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.layout import Array, pair
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter, new_parameter
+from minigrad.ops.activation import check_probability
 from minigrad.random import Key, next_key
 from minigrad.tensor import Tensor, watcher
 
@@ -257,6 +258,7 @@ class Dropout(Module):
     _made = itertools.count()
 
     def __init__(self, p: float):
+        check_probability(p)
         self.p = p
         self.key: Key | None = None
         self.rows: Array | None = None

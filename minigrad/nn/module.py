@@ -16,7 +16,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import array_module, to_host
-from minigrad.errors import MinigradError, StateError
+from minigrad.errors import DtypeError, MinigradError, StateError, differences
 from minigrad.layout import Array, empty_images
 from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
@@ -149,6 +149,8 @@ class Module:
         key    names the step, for example Key(seed).fold("step", 17)
         rows   (N,) or None: which picture of the data set each row of the batch is
         """
+        if not isinstance(key, Key):
+            raise DtypeError(f"set_key wants a key, as minigrad.random.Key(seed).fold(step), got {type(key).__name__}")
         for path, module in self.named_modules():
             module.take_key(key.fold(path), rows)
 
@@ -172,6 +174,9 @@ class Module:
 
         Raises StateError that lists all missing, unexpected and misshapen entries; nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            kind = type(state).__name__
+            raise StateError(f"load_state_dict wants names with arrays, as state_dict() returns them, got {kind}")
         mine = dict(self._named(Tensor))
         missing = [name for name in mine if name not in state]
         unexpected = [name for name in state if name not in mine]
@@ -180,13 +185,9 @@ class Module:
             for name, tensor in mine.items()
             if name in state and np.shape(state[name]) != tensor.shape
         ]
-        problems = [
-            f"{kind} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
-            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-            if names
-        ]
+        problems = differences({"missing": missing, "unexpected": unexpected, "of another shape": misshapen})
         if problems:
-            raise StateError(f"these weights are not those of this {type(self).__name__}: {'; '.join(problems)}")
+            raise StateError(f"these weights are not those of this {type(self).__name__}: {problems}")
         try:
             arrays = {name: np.asarray(state[name], dtype=tensor.dtype) for name, tensor in mine.items()}
         except (TypeError, ValueError) as error:
@@ -196,6 +197,8 @@ class Module:
 
     def astype(self, dtype: Any) -> Module:
         """Convert every parameter and buffer to float32 or float64."""
+        if dtype not in ("float32", "float64", np.float32, np.float64):
+            raise DtypeError(f"a module's numbers are float32 or float64, got {dtype!r}")
         for _, tensor in self._named(Tensor):
             tensor.data = tensor.data.astype(dtype)
             tensor.grad, tensor.node = None, None

@@ -6,7 +6,7 @@ from minigrad.backend import array_module
 from minigrad.errors import MinigradError
 from minigrad.layout import Array, elementwise
 from minigrad.random import Key, uniform
-from minigrad.tensor import Tensor, record
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def relu(x: Tensor) -> Tensor:
@@ -14,6 +14,7 @@ def relu(x: Tensor) -> Tensor:
 
     Saves y, which the next layer usually keeps anyway.
     """
+    check_alike("relu", x)
     xp = array_module(x.data)
     y = elementwise(lambda a, **out: xp.maximum(a, 0, **out), x.data)
     return record("relu", y, (x,), lambda dy: elementwise(xp.multiply, dy, y > 0))
@@ -30,8 +31,8 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
     raises   MinigradError if p is not in [0, 1)
     source   Srivastava et al.: Dropout, JMLR 15, 2014
     """
-    if not 0 <= p < 1:
-        raise MinigradError(f"dropout drops with a probability in [0, 1), got {p}")
+    check_alike("dropout", x)
+    check_probability(p)
     if p == 0:
         return x
     xp = array_module(x.data)
@@ -42,11 +43,18 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
     )
 
 
+def check_probability(p: float) -> None:
+    """Raise MinigradError if dropout cannot drop with probability p."""
+    if not isinstance(p, (int, float)) or not 0 <= p < 1:
+        raise MinigradError(f"dropout drops with a probability from 0 to below 1, got {p!r}")
+
+
 def softmax(x: Tensor) -> Tensor:
     """e^x over its sum along the last axis: positive numbers that sum to one.
 
     Its gradient is y · (dy − Σ dy·y). Saves y.
     """
+    check_alike("softmax", x)
     xp = array_module(x.data)
     y = xp.exp(x.data - x.data.max(axis=-1, keepdims=True))
     y /= y.sum(axis=-1, keepdims=True)
@@ -58,6 +66,7 @@ def log_softmax(x: Tensor) -> Tensor:
 
     Its gradient is dy − softmax(x) · Σ dy. Saves y.
     """
+    check_alike("log_softmax", x)
     xp = array_module(x.data)
     y = x.data - x.data.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))

@@ -161,9 +161,11 @@ def _window(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, paddin
     """The window of a convolution; ShapeError where its operands do not fit together."""
     check_alike("conv2d", x, weight, *([] if bias is None else [bias]))
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        got = f"{x.shape[1]} channels" if x.ndim == 4 else f"an input of shape {x.shape}"
-        wants = f"{weight.shape[1]} channels" if x.ndim == 4 and weight.ndim == 4 else "(N, C, H, W)"
-        raise ShapeError(f"conv2d got {got}, weight {weight.shape} wants {wants}")
+        c = weight.shape[1] if weight.ndim == 4 else "C"
+        raise ShapeError(
+            f"conv2d got an input of shape {x.shape}, weight {weight.shape} wants (N, {c}, H, W)"
+            + (": move the channels with x.transpose(0, 3, 1, 2)" if x.shape[3:] == weight.shape[1:2] else "")
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"conv2d got a bias of shape {bias.shape} for {weight.shape[0]} filters")
     if x.size == 0:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from minigrad.backend import array_module, to_host
+from minigrad.backend import MOVE, array_module, to_host
 from minigrad.errors import BackendError, DtypeError, MinigradError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
-from minigrad.tensor import Tensor, record
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def cross_entropy(logits: Tensor, labels: Array, *, label_smoothing: float = 0.0) -> Tensor:
@@ -21,15 +21,22 @@ def cross_entropy(logits: Tensor, labels: Array, *, label_smoothing: float = 0.0
     raises   ShapeError, DtypeError; MinigradError naming the row whose label is out of range
     source   label smoothing: Szegedy et al., arXiv:1512.00567, section 7
     """
+    check_alike("cross_entropy", logits)
+    if isinstance(labels, (Tensor, list, tuple)):
+        kind = type(labels).__name__
+        raise DtypeError(f"cross_entropy wants an array of whole numbers as labels, got {kind}: use numpy.array")
     if array_module(labels) is not array_module(logits.data):
         here, there = array_module(logits.data).__name__, array_module(labels).__name__
-        raise BackendError(f"cross_entropy got logits of {here} and labels of {there}: move one to the other")
+        raise BackendError(f"cross_entropy got logits of {here} and labels of {there}: {MOVE}")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.shape[0] == 0:
-        raise ShapeError(f"cross_entropy got logits {logits.shape} and labels {labels.shape}, wants (N, K) and (N,)")
+        one_hot = ": labels.argmax(axis=1) makes numbers of one-hot rows" if labels.shape == logits.shape else ""
+        raise ShapeError(
+            f"cross_entropy got logits {logits.shape} and labels {labels.shape}, wants (N, K) and (N,){one_hot}"
+        )
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"cross_entropy wants whole numbers as labels, got {labels.dtype}: convert with .astype(int)")
     if not 0 <= label_smoothing < 1:
-        raise MinigradError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        raise MinigradError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
     n, classes = logits.shape
     check_labels(labels, classes)
     losses, dlogits = kernels(logits.data).cross_entropy(logits.data, labels, label_smoothing)
@@ -43,5 +50,6 @@ def check_labels(labels: Array, classes: int) -> None:
         return
     row = int(((to_host(labels) < 0) | (to_host(labels) >= classes)).argmax())
     raise MinigradError(
-        f"cross_entropy got label {labels[row]} in row {row}, but there are {classes} classes: 0 … {classes - 1}"
+        f"cross_entropy got label {labels[row]} in row {row}, but the logits are of {classes} classes, 0 … "
+        f"{classes - 1}: number the classes from 0, or build the network for more of them"
     )

@@ -40,7 +40,8 @@ def batch_norm(
     """
     check_alike("batch_norm", x, gamma, beta)
     if x.ndim != 4 or not (x.shape[1:2] == gamma.shape == beta.shape == running_mean.shape == running_var.shape):
-        raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, C, H, W)")
+        c = ", ".join(map(str, gamma.shape))
+        raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, {c}, H, W)")
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
     if training:
         check_count(x.shape)
@@ -85,6 +86,7 @@ def local_response_norm(x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: 
     source   Krizhevsky, Sutskever, Hinton: ImageNet classification, 2012, section 3.3, with alpha divided by size
              as Caffe and PyTorch do (TensorFlow does not)
     """
+    check_alike("local_response_norm", x)
     if x.ndim != 4 or size < 1:
         raise ShapeError(f"local_response_norm wants (N, C, H, W) and a size of at least 1, got {x.shape}, size {size}")
     images_in, module = x.data, kernels(x.data)

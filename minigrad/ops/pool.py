@@ -5,8 +5,8 @@ from __future__ import annotations
 from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.kernels import kernels
-from minigrad.layout import Array, Window, empty_images, pixels
-from minigrad.tensor import Tensor, record
+from minigrad.layout import Array, Window, empty_images, pair, pixels
+from minigrad.tensor import Tensor, check_alike, record
 
 
 def pooling_window(
@@ -18,12 +18,13 @@ def pooling_window(
     ceil_mode: bool,
 ) -> Window:
     """The window of a pooling op; ShapeError if the padding could fill a whole window."""
-    if x.ndim != 4:
-        raise ShapeError(f"{op} wants (N, C, H, W), got {x.shape}")
+    check_alike(op, x)
+    if x.ndim != 4 or x.size == 0:
+        raise ShapeError(f"{op} wants (N, C, H, W), none of them 0, got {x.shape}")
     stride = kernel_size if stride is None else stride
     window = Window.of(x.shape[2:], kernel_size, stride, padding, ceil_mode=ceil_mode)
     if any(2 * p > k for p, k in zip(window.padding, window.kernel, strict=True)):
-        raise ShapeError(f"{op}: padding {window.padding} is more than half of the kernel {window.kernel}")
+        raise ShapeError(f"{op}: padding must be at most half of the kernel {window.kernel}, got {window.padding}")
     return window
 
 
@@ -92,7 +93,8 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int, int]) -> Tensor
     returns  (N, C, OH, OW)
     saves    nothing but A (OH·OW, H·W)
     """
-    oh, ow = (output_size, output_size) if isinstance(output_size, int) else output_size
+    check_alike("adaptive_avg_pool2d", x)
+    oh, ow = pair(output_size, "output_size")
     if x.ndim != 4 or min(oh, ow) < 1:
         raise ShapeError(f"adaptive_avg_pool2d wants (N, C, H, W) and sizes of at least 1, got {x.shape}, {oh}×{ow}")
     xp, (n, c, h, w) = array_module(x.data), x.shape
