@@ -126,7 +126,7 @@ def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["speed"], "there is no part 'speed'; choose from compare, profile, growth, memory"),
+        (["speed"], "there is no part 'speed': choose from compare, profile, growth, memory"),
         (["--threads", "0"], "'0' is not a whole number of at least 1"),
         (["--batch", "x"], "'x' is not a whole number of at least 1"),
     ],
