@@ -38,7 +38,7 @@ _TRAIN = """Train a network, and write its weights, log and checkpoints.
 examples:
   python -m inception train                                    built-in shapes, one pass, minutes
   python -m inception train --data cifar10                     downloaded once, or --data DIR, unpacked there
-  python -m inception train --data cifar10 --recipe cifar_fast --epochs 16 --lr 0.2
+  python -m inception train --data cifar10 --recipe cifar_fast --epochs 16 --cutout 8
   python -m inception train --data DIR --size 96               your pictures: DIR/train/CLASS/… and DIR/test/CLASS/…
   python -m inception train --resume runs/cifar                go on, bit for bit, where it was stopped
 
