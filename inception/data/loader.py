@@ -60,11 +60,6 @@ class Loader:
             raise DataError(f"{dataset.name}: each channel's std must be above 0, got {std}: are all pixels alike?")
         if np.shape(mean) != (3,) or np.shape(std) != (3,):
             raise DataError(f"{dataset.name}: mean and std must be three numbers each, got {mean} and {std}")
-        if drop_last and len(dataset) < batch_size:
-            raise DataError(
-                f"{dataset.name}: {len(dataset)} pictures do not fill a batch of {batch_size}: lower the batch size "
-                f"(--batch-size) to {len(dataset)} or less"
-            )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mean, self.std = mean, std
         self.augment, self.shuffle, self.drop_last, self.prefetch = augment, shuffle, drop_last, prefetch
