@@ -22,7 +22,7 @@ class Feed:
 
     def __init__(self, dataset: Dataset, augment: Augment | None, mean: np.ndarray, std: np.ndarray, seed: int):
         self.dataset, self.augment, self.mean, self.std, self.seed = dataset, augment, mean, std, seed
-        self.fill = np.rint(255 * np.asarray(mean))  # what cutout leaves: about zero once normalised
+        self.fill = np.rint(255 * np.asarray(mean)).clip(0, 255)  # what cutout leaves: about zero once normalised
 
     def prepare(self, rows: np.ndarray, epoch: int) -> Any:
         """All that can be done ahead for the batch of the pictures `rows`; it depends on the arguments alone."""
