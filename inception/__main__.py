@@ -198,21 +198,17 @@ def _file_or_shipped(weights: Path) -> Path:
     return weights if weights.suffix or weights.exists() else shipped(str(weights))
 
 
-def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool, json: bool) -> int:
-    model, about = load_model(_file_or_shipped(weights))
-    dataset = dict(zip(("train", "test"), open_data(data, size=about["size"][0], quiet=quiet or json), strict=True))[
-        split
-    ]
+def _evaluate(weights: Path, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
+    network, about = load_model(_file_or_shipped(weights), model)
+    prepared = Preprocessing.of(about)
+    dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
         raise DataError(
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
             f"tells apart ({_some(about['classes'])})"
         )
-    prepared = Preprocessing.of(about)
-    if prepared.channels != "RGB":
-        raise DataError(f"{weights}: evaluate reads pictures as RGB, this network wants {prepared.channels}")
     mean, std = np.array(prepared.mean), np.array(prepared.std)
-    loss, right, seen = tally(model, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
+    loss, right, seen = tally(network, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
     shares = [float(r / s) if s else float("nan") for r, s in zip(right, seen, strict=True)]
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
     if json:
@@ -241,7 +237,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         help="loss and accuracy of a trained network",
-        description="Loss and accuracy of a trained network on a data set, in all and by class.\n\n"
+        description="Loss and accuracy of a trained network on a data set, in all and by class. Pictures are prepared\n"
+        "as the weights say, as predict does it.\n\n"
         "example: python -m inception evaluate runs/weights.npz --data DIR",
     )
     parser.add_argument(
@@ -253,6 +250,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
+    _add_foreign(parser)
 
 
 # ---- predict ----
