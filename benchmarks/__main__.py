@@ -335,7 +335,7 @@ def family(args: argparse.Namespace) -> Iterator[Record]:
         row["images_per_second"] = work.batch / sum(row["seconds"].values())
         times = " | ".join(f"{seconds * 1e3:,.1f}" for seconds in row["seconds"].values())
         rate, mb = row["images_per_second"], row["mb"] - row["bare_mb"]
-        print(f"| `{name}` | {work.batch}×{work.size}×{work.size} | {times} | {rate:.1f} | {mb:,.0f} |", flush=True)
+        print(f"| `{name}` | {work.batch}×{work.size}×{work.size} | {times} | {rate:.2f} | {mb:,.0f} |", flush=True)
         yield row
 
 

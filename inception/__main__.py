@@ -410,7 +410,8 @@ def _summary(model: str, size: int | None, classes: int | None, aux: bool | None
         rows = [row._asdict() for row in found.rows]
         print(as_json({"model": model, "size": size, **found._asdict(), "rows": rows}))
     else:
-        print(found)
+        heads = "; its auxiliary heads are among the rows" if network.aux_logits else ""
+        print(f"{model}: {network.form.about}\nfor one picture of {size}×{size} in training{heads}\n\n{found}")
     return 0
 
 
@@ -441,10 +442,13 @@ def _compare(models: list[str], quiet: bool, json: bool) -> int:
         for line in found:
             print(as_json(line._asdict()))
         return 0
-    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "kept for backward")]
+    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "bytes kept")]
     for line in found:
         lines.append((line.name, str(line.size), *(f"{n:,}" for n in line[3:])))
-    print(columns(lines, left=1))
+    print(columns(lines, left=1), end="\n\n")
+    width = max(len(line.name) for line in found)
+    for line in found:
+        print(f"{line.name:{width}}  {line.about}")
     return 0
 
 
@@ -455,7 +459,8 @@ def _add_compare(commands: Any) -> None:
         _compare,
         help="what the networks cost, side by side",
         description="Size of the pictures, parameters, and for one picture multiply-adds and bytes kept for backward,\n"
-        "each network as published. Parameters and multiply-adds are without auxiliary heads.\n\n"
+        "each network as published, and what each is. All but the column 'heads add' (parameters) is without\n"
+        "auxiliary heads, which summary counts if the network was published with them.\n\n"
         "example: python -m inception compare googlenet inception_v3 inception_v4",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="(default: all of them)")
@@ -469,14 +474,15 @@ def _add_summary(commands: Any) -> None:
         _summary,
         help="layers, shapes, parameters, cost and memory of a network",
         description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
-        "backward.\n\n"
+        "backward. Branches that read the same run as one op: what it keeps stands in the first one's row.\n\n"
         "example: python -m inception summary googlenet --depth 1",
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help=", ".join(list_models()))
     parser.add_argument("--size", type=int, default=None, metavar="S",
                         help="side of the picture, pixels (default: as published)")  # fmt: skip
     parser.add_argument("--classes", type=int, default=None, metavar="N", help="(default: as published)")
-    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None, help="with auxiliary heads")
+    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None,
+                        help="with auxiliary heads (default: as published)")  # fmt: skip
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")
     parser.add_argument("--table-1", action="store_true", default=False,
                         help="the rows of the paper's table; GoogLeNet: beside its numbers")  # fmt: skip
