@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inception.data import Dataset, Loader, load_shapes, mean_and_std, normalise, open_data
+from inception.data import Dataset, Loader, Preprocessing, load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model
 from inception.training import RECIPES, Training, to_tensor
 from inception.training.report import matplotlib_
@@ -64,9 +64,9 @@ def subject(options: argparse.Namespace) -> Subject:
         options.weights = options.out / "weights.npz"
         train(options.train, options.weights)
     model, about = load_model(options.weights)
-    size = about["size"][0]
-    pictures = load_shapes(0, 500)[1] if options.data == "shapes" else open_data(options.data, size=size)[1]
-    return Subject(model, pictures, np.array(about["mean"]), np.array(about["std"]))
+    prepared = Preprocessing.of(about)
+    pictures = load_shapes(0, 500)[1] if options.data == "shapes" else open_data(options.data)[1]
+    return Subject(model, prepared.dataset(pictures), np.array(prepared.mean), np.array(prepared.std))
 
 
 def train(pictures: int, weights: Path) -> None:

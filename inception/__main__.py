@@ -207,21 +207,17 @@ def _file_or_shipped(weights: Path) -> Path:
     return weights if weights.suffix or weights.exists() else shipped(str(weights))
 
 
-def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool, json: bool) -> int:
-    model, about = load_model(_file_or_shipped(weights))
-    dataset = dict(zip(("train", "test"), open_data(data, size=about["size"][0], quiet=quiet or json), strict=True))[
-        split
-    ]
+def _evaluate(weights: Path, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
+    network, about = load_model(_file_or_shipped(weights), model)
+    prepared = Preprocessing.of(about)
+    dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
         raise DataError(
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
             f"tells apart ({_some(about['classes'])}): name the data that it was trained on"
         )
-    prepared = Preprocessing.of(about)
-    if prepared.channels != "RGB":
-        raise DataError(f"{weights}: evaluate reads pictures as RGB, this network wants {prepared.channels}")
     mean, std = np.array(prepared.mean), np.array(prepared.std)
-    loss, right, seen = tally(model, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
+    loss, right, seen = tally(network, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
     shares = [float(r / s) if s else float("nan") for r, s in zip(right, seen, strict=True)]
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
     if json:
@@ -250,7 +246,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         help="loss and accuracy of a trained network",
-        description="Loss and accuracy of a trained network on a data set, in all and by class.\n\n"
+        description="Loss and accuracy of a trained network on a data set, in all and by class. Pictures are prepared\n"
+        "as the weights say, as predict does it.\n\n"
         "example: python -m inception evaluate runs/weights.npz --data DIR",
     )
     parser.add_argument(
@@ -262,6 +259,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
+    _add_foreign(parser)
 
 
 # ---- predict ----
@@ -429,7 +427,8 @@ def _summary(model: str, size: int | None, classes: int | None, aux: bool | None
         rows = [row._asdict() for row in found.rows]
         print(as_json({"model": model, "size": size, **found._asdict(), "rows": rows}))
     else:
-        print(found)
+        heads = "; its auxiliary heads are among the rows" if network.aux_logits else ""
+        print(f"{model}: {network.form.about}\nfor one picture of {size}×{size} in training{heads}\n\n{found}")
     return 0
 
 
@@ -460,10 +459,13 @@ def _compare(models: list[str], quiet: bool, json: bool) -> int:
         for line in found:
             print(as_json(line._asdict()))
         return 0
-    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "saved for backward")]
+    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "bytes kept")]
     for line in found:
         lines.append((line.name, str(line.size), *(f"{n:,}" for n in line[3:])))
-    print(columns(lines, left=1))
+    print(columns(lines, left=1), end="\n\n")
+    width = max(len(line.name) for line in found)
+    for line in found:
+        print(f"{line.name:{width}}  {line.about}")
     return 0
 
 
@@ -474,7 +476,8 @@ def _add_compare(commands: Any) -> None:
         _compare,
         help="what the networks cost, side by side",
         description="Size of the pictures, parameters, and for one picture multiply-adds and bytes kept for backward,\n"
-        "each network as published. Parameters and multiply-adds are without auxiliary heads.\n\n"
+        "each network as published, and what each is. All but the column 'heads add' (parameters) is without\n"
+        "auxiliary heads, which summary counts if the network was published with them.\n\n"
         "example: python -m inception compare googlenet inception_v3 inception_v4",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="(default: all of them)")
@@ -488,14 +491,15 @@ def _add_summary(commands: Any) -> None:
         _summary,
         help="layers, shapes, parameters, cost and memory of a network",
         description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
-        "backward.\n\n"
+        "backward. Branches that read the same run as one op: what it keeps stands in the first one's row.\n\n"
         "example: python -m inception summary googlenet --depth 1",
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help=", ".join(list_models()))
     parser.add_argument("--size", type=int, default=None, metavar="S",
                         help="side of the picture, pixels (default: as published)")  # fmt: skip
     parser.add_argument("--classes", type=int, default=None, metavar="N", help="(default: as published)")
-    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None, help="with auxiliary heads")
+    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None,
+                        help="with auxiliary heads (default: as published)")  # fmt: skip
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")
     parser.add_argument("--table-1", action="store_true", default=False,
                         help="the rows of the paper's table; GoogLeNet: beside its numbers")  # fmt: skip

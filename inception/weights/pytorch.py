@@ -78,7 +78,7 @@ def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            if zipfile.is_zipfile(file):
+            if file.read(2) == b"PK" or zipfile.is_zipfile(file):  # its first bytes tell it even if it is cut short
                 with zipfile.ZipFile(file) as archive:
                     return _read_zip(path, archive)
             file.seek(0)
