@@ -150,7 +150,7 @@ def cupy_status(smoke: bool = True) -> tuple[str, str]:
     try:
         code, sentence = _probe(wheels, smoke)
     except Exception as error:  # a diagnosis never raises
-        code, sentence = "failed", f"probing CuPy failed with {_first_line(error)}"
+        code, sentence = "failed", f"probing CuPy failed with {first_line(error)}"
     if len(wheels) > 1:
         sentence += f"; several CuPy packages are installed ({', '.join(wheels)}): keep one"
     return code, sentence
@@ -165,9 +165,9 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
                 "CuPy is not installed: pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or newer), "
                 "or 'cupy-cuda12x[ctk]' for an older driver"
             )
-        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+        return "broken", f"CuPy is installed but does not import, {first_line(error)}: reinstall it"
     except Exception as error:  # a damaged package can raise anything
-        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+        return "broken", f"CuPy is installed but does not import, {first_line(error)}: reinstall it"
 
     runtime = cupy.cuda.runtime
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
@@ -185,8 +185,8 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         except Exception as error:
             if _names_a_missing_library(error):
                 wheel = wheels[0] if wheels else "cupy-cuda13x"
-                return "no_libs", f"a CUDA library is missing, {_first_line(error)}: pip install '{wheel}[ctk]'"
-            return "failed", f"a first product on the GPU failed with {_first_line(error)}"
+                return "no_libs", f"a CUDA library is missing, {first_line(error)}: pip install '{wheel}[ctk]'"
+            return "failed", f"a first product on the GPU failed with {first_line(error)}"
         if not correct:
             return "failed", "a 2×2 product on the GPU came back wrong: check the GPU with nvidia-smi"
 
@@ -206,7 +206,7 @@ def _driver_trouble(error: Any, driver: int, needed: int) -> tuple[str, str]:
         )
     if error.status == NO_DEVICE:
         return _no_device()
-    return "driver_error", f"the NVIDIA driver failed with {_first_line(error)}: check it with nvidia-smi"
+    return "driver_error", f"the NVIDIA driver failed with {first_line(error)}: check it with nvidia-smi"
 
 
 def _no_device() -> tuple[str, str]:
@@ -222,7 +222,8 @@ def _names_a_missing_library(error: Exception) -> bool:
     return by_type or any(phrase in str(error) for phrase in ("Failed to find", "Failure finding", "not find"))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, and its kind, on one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
 

@@ -11,7 +11,8 @@ Beyond CuPy, `empty` is filled with NaN, so that reading what was never written 
 because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
 it: `np.asarray` and C code would take a subclass for the host array that it is not.
 
-CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py.
+CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py; so does cuBLAS, which minigrad calls itself: see
+cublas_on_cpu.py.
 
 What it cannot show: asynchrony, other rounding on the device, the undefined result of writing through duplicate
 indices. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
@@ -26,8 +27,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cublas_on_cpu
 import numpy as np
 from cuda_on_cpu import RawModule as RawModule
+
+from minigrad.kernels import cublas
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
@@ -116,6 +120,7 @@ def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) 
 def _wrap(memory: np.ndarray) -> ndarray:
     array = object.__new__(ndarray)
     array._memory = memory
+    cublas_on_cpu.allocated(memory)
     return array
 
 
@@ -154,6 +159,7 @@ class ndarray:
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._memory = np.empty(shape, dtype)
         self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
+        cublas_on_cpu.allocated(self._memory)
 
     # Crossing between host and device
 
@@ -352,17 +358,27 @@ class _Runtime:
             raise CUDARuntimeError(self.error)
         return self.devices
 
+    def getDevice(self) -> int:
+        return 0
+
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         return {"name": b"Pretend GPU", "major": 9, "minor": 0}
 
 
-_queue = types.SimpleNamespace(synchronize=_wait)
+_queue = types.SimpleNamespace(synchronize=_wait, ptr=0)
 cuda = types.SimpleNamespace(
     runtime=_Runtime(),
     Device=lambda device=0: _queue,
     get_current_stream=lambda: _queue,
     Stream=types.SimpleNamespace(null=_queue),
 )
+
+
+def _load_cublas(xp: Any, load: Callable[[Any], Any] = cublas.load) -> Any:
+    return cublas_on_cpu.library if xp is sys.modules[__name__] else load(xp)
+
+
+cublas.load = _load_cublas
 
 
 def get_default_memory_pool() -> Any:

@@ -49,6 +49,9 @@ Sizes have been checked by the op that calls.
     lrn_dx(dy, x, size, alpha, beta, k) -> dx
     cross_entropy(logits, labels, smoothing) -> losses, dlogits
         (N,), and (N, K): the gradient of each row's own loss
+    matmul(a, b, out) -> a @ b
+        matrices (m, k) and (k, n), or stacks (S, ·, ·) of them, or one and a stack; written into `out`, whose rows are
+        neighbours, unless it is None
     concat(xs) -> y
         channels side by side
     add(a, b, out) -> a + b

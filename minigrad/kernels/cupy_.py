@@ -1,4 +1,4 @@
-"""The kernel table for CuPy arrays: products by cuBLAS, the rest by the CUDA kernels in `cuda/*.cu`.
+"""The kernel table for CuPy arrays: products by cuBLAS (cublas.py), the rest by the CUDA kernels in `cuda/*.cu`.
 
 A kernel's source is read and compiled when it is first called, for the dtype at hand; CuPy keeps the result on disk.
 Every kernel computes a matrix: here are its sizes, its arguments and its launch, there is the formula. Operands are
@@ -19,6 +19,7 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.errors import ShapeError
+from minigrad.kernels.cublas import product
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
 
 PATCH_BYTES = 256 * 2**20  # a k×k patch matrix is k² times its input: blocks of images keep it below this
@@ -178,7 +179,7 @@ def correlate(x: Array, weight: Array, window: Window) -> Array:
     xp, n, (oh, ow), filters = array_module(x), x.shape[0], window.output, filter_matrix(weight).T  # (KH·KW·C, O)
     y = xp.empty((n * oh * ow, weight.shape[0]), x.dtype)
     for batch, rows in blocks(n, x.shape[1], window, x.dtype.itemsize):
-        xp.matmul(im2col(x[batch], window), filters, out=y[rows])
+        product(im2col(x[batch], window), filters, y[rows])
     return y
 
 
@@ -212,9 +213,10 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
     dx = xp.empty((n * h * w, c), dy.dtype)
     for batch, rows in blocks(n, c, window, dy.dtype.itemsize):
         if window.is_pointwise:
-            xp.matmul(dy_rows, filters, out=dx)
+            product(dy_rows, filters, dx)
         else:
-            col2im(xp.matmul(dy_rows[rows], filters), dx[batch.start * h * w : batch.stop * h * w], window)
+            dpatches = product(dy_rows[rows], filters, xp.empty((rows.stop - rows.start, filters.shape[1]), dy.dtype))
+            col2im(dpatches, dx[batch.start * h * w : batch.stop * h * w], window)
     return images(dx, n, h, w)
 
 
@@ -222,11 +224,9 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     """dw = dyᵀ @ patches, db = column sums of dy"""
     xp, dy_rows = array_module(x), pixels(dy)
     (n, c, _, _), (kh, kw), o = x.shape, window.kernel, dy.shape[1]
-    dw: Array = None
+    dw = xp.empty((o, kh * kw * c), x.dtype) if n else xp.zeros((o, kh * kw * c), x.dtype)
     for batch, rows in blocks(n, c, window, x.dtype.itemsize):
-        part = xp.matmul(dy_rows[rows].T, im2col(x[batch], window))
-        dw = part if dw is None else xp.add(dw, part, out=dw)
-    dw = xp.zeros((o, kh * kw * c), x.dtype) if dw is None else dw  # no images
+        product(dy_rows[rows].T, im2col(x[batch], window), dw, accumulate=batch.start > 0)
     return images(dw, o, kh, kw), column_sums(dy) if with_bias else None
 
 
@@ -431,6 +431,14 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array
     operands = rows, ld, labels, float(smoothing), *results, *rows.shape
     launch("loss", "cross_entropy", logits, len(rows), 1, *operands, parts=min(len(rows), BLOCKS))
     return results
+
+
+def matmul(a: Array, b: Array, out: Array | None) -> Array:
+    """One product for all matrices of a stack."""
+    if out is None:
+        stack = max(a.shape[:-2], b.shape[:-2], key=len)
+        out = array_module(a).empty((*stack, a.shape[-2], b.shape[-1]), a.dtype)
+    return product(a, b, out)
 
 
 def concat(xs: list[Array]) -> Array:
