@@ -22,7 +22,7 @@ from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, r
 from inception.training.log import as_json
 from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
 from minigrad import no_grad, ops
-from minigrad.backend import to_host
+from minigrad.backend import BACKENDS, PRECISIONS, backend, to_host
 from minigrad.errors import MinigradError
 from minigrad.watch import columns
 
@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     try:
         if name := args.pop("backend", None):
             minigrad.set_backend(name)
+        if precision := args.pop("precision", None):
+            minigrad.set_precision(precision)
+        backend()  # what the environment says is wrong is told here, not in the middle of something
         if (threads := args.pop("threads", None)) is not None:
             minigrad.set_num_threads(threads)
         return int(command(**args))
@@ -508,7 +511,9 @@ def _add_command(commands: Any, name: str, run: Callable[..., int], **texts: str
 
 def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> None:
     group = parser.add_argument_group("machine and output")
-    group.add_argument("--backend", choices=["numpy", "cupy"], help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--backend", choices=BACKENDS, help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--precision", choices=PRECISIONS,
+                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, or float32)")  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
     if prefetch:
         group.add_argument(

@@ -4,6 +4,8 @@ Code that computes never asks for the backend, it asks the array: `xp = array_mo
 only decides where *new* arrays are made. It is NumPy, unless `set_backend("cupy")` or the environment variable
 MINIGRAD_BACKEND says otherwise; the variable is read when the default is first needed. CuPy is imported when it
 is chosen, never by importing minigrad.
+
+How exactly a GPU multiplies float32 is a setting too, `set_precision` or MINIGRAD_PRECISION, in the same manner.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 BACKENDS = ("numpy", "cupy")
 
+PRECISIONS = ("float32", "tf32")
+
 _backend: str | None = None  # None until the first use or the first set_backend
+_precision: str | None = None  # the same, with set_precision
 
 
 def array_module(x: Array) -> ModuleType:
@@ -53,12 +58,46 @@ def set_backend(name: str) -> None:
 def backend() -> str:
     """The default backend's name, "numpy" or "cupy".
 
-    Raises BackendError like `set_backend`, if the name came from MINIGRAD_BACKEND and cannot be used.
+    Raises BackendError like `set_backend`, if the name came from MINIGRAD_BACKEND and cannot be used; and if it is
+    "numpy" where the precision is one that only a GPU has.
     """
     global _backend
     if _backend is None:
         _backend = _usable(os.environ.get("MINIGRAD_BACKEND", "numpy"), "MINIGRAD_BACKEND")
+    if _backend == "numpy" and precision() != "float32":
+        raise BackendError(
+            f"the precision {precision()!r} is for products on a GPU and the backend is 'numpy', which has float32 and "
+            "float64 alone: choose the backend 'cupy', or the precision 'float32'"
+        )
     return _backend
+
+
+def set_precision(name: str) -> None:
+    """Multiply float32 on the GPU from here on in "float32", or in "tf32", for speed.
+
+    TF32 rounds the factors of a product to 10 bits of fraction, about three digits, for the GPU's tensor cores; sums are float32 still, and so are all other ops and all that is stored. float64 stays float64 throughout.
+
+    Raises BackendError if the name is unknown, or "tf32" where the backend is NumPy: set that first.
+    """
+    global _precision
+    before, _precision = _precision, _known(name, "precision", PRECISIONS, "set_precision")
+    try:
+        backend()
+    except BackendError:
+        _precision = before
+        raise
+
+
+def precision() -> str:
+    """How float32 is multiplied on a GPU, "float32" or "tf32".
+
+    Raises BackendError if the name came from MINIGRAD_PRECISION and is unknown.
+    """
+    global _precision
+    if _precision is None:
+        given = os.environ.get("MINIGRAD_PRECISION", "float32")
+        _precision = _known(given, "precision", PRECISIONS, "MINIGRAD_PRECISION")
+    return _precision
 
 
 def default_module() -> ModuleType:
@@ -66,10 +105,14 @@ def default_module() -> ModuleType:
     return importlib.import_module(backend())
 
 
+def _known(name: str, what: str, names: tuple[str, ...], source: str) -> str:
+    if name not in names:
+        raise BackendError(f"{source}: there is no {what} {name!r}, choose {' or '.join(map(repr, names))}")
+    return name
+
+
 def _usable(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise BackendError(f"{source}: there is no backend {name!r}, choose 'numpy' or 'cupy'")
-    if name == "cupy":
+    if _known(name, "backend", BACKENDS, source) == "cupy":
         code, sentence = cupy_status()
         if code != "ok":
             raise BackendError(f"{source}: the backend 'cupy' cannot be used here: {sentence}")

@@ -19,7 +19,16 @@ import pytest
 
 import minigrad
 from minigrad import backend
-from minigrad.backend import array_module, asarray, cupy_status, default_module, memory_report, set_backend, to_host
+from minigrad.backend import (
+    array_module,
+    asarray,
+    cupy_status,
+    default_module,
+    memory_report,
+    set_backend,
+    set_precision,
+    to_host,
+)
 from minigrad.errors import BackendError
 from minigrad.layout import empty_images
 from minigrad.random import Key, bits
@@ -120,6 +129,44 @@ assert b.backend() == "numpy"
 )
 def test_environment_variable_is_read_at_first_use(value: str, answer: str) -> None:
     assert python(READ_LATE, MINIGRAD_BACKEND=value).startswith(answer)
+
+
+# ---- Precision ----
+
+
+@pytest.mark.parametrize("xp", ["fake_cupy"], indirect=True)
+def test_precision_is_a_setting(xp: Any) -> None:
+    assert backend.precision() == "float32"
+    set_precision("tf32")
+    assert backend.precision() == "tf32"
+    with pytest.raises(BackendError, match="set_precision: there is no precision 'half', choose 'float32' or 'tf32'"):
+        set_precision("half")
+    assert backend.precision() == "tf32"
+    set_backend("numpy")
+    with pytest.raises(BackendError, match=r"'tf32' is for products on a GPU and the backend is 'numpy'.*choose the"):
+        asarray([1.0])
+    set_precision("float32")
+    asarray([1.0])
+
+
+def test_tf32_is_refused_on_the_host() -> None:
+    with pytest.raises(BackendError, match="the precision 'tf32' is for products on a GPU and the backend is 'numpy'"):
+        set_precision("tf32")
+    assert backend.precision() == "float32"
+    asarray([1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        ("float32", "numpy numpy"),
+        ("tf32", "BackendError the precision 'tf32' is for products on a GPU"),
+        ("", "BackendError MINIGRAD_PRECISION: there is no precision ''"),
+    ],
+)
+def test_precision_is_read_from_the_environment(value: str, answer: str) -> None:
+    ask = READ_LATE.replace('b.set_backend("numpy")', 'b.set_precision("float32")')
+    assert python(ask, MINIGRAD_PRECISION=value, MINIGRAD_BACKEND="numpy").startswith(answer)
 
 
 # ---- The diagnosis, row by row ----

@@ -16,7 +16,7 @@ import pytest
 from kernel_cases import TOLERANCE, assert_close, data
 
 from minigrad import Tensor, ops
-from minigrad.backend import to_host
+from minigrad.backend import set_precision, to_host
 from minigrad.errors import BackendError, ShapeError
 from minigrad.kernels import cublas
 from minigrad.kernels.cublas import product
@@ -137,6 +137,23 @@ def test_dtypes_and_places_that_do_not_fit(xp: Any) -> None:
     endless = xp.lib.stride_tricks.as_strided(a, (2**31, 1), (4, 4))
     with pytest.raises(ShapeError, match="no more than 2147483647 rows"):
         product(a[:1, :1], endless.T, endless.T)
+
+
+@on_cupy
+def test_tf32_keeps_three_digits_and_leaves_float64_alone(xp: Any) -> None:
+    """The same product in float32, in TF32 and in float64: rounding of that size, in whole and in stacks."""
+    for shape in ((40, 50), (3, 40, 50)):
+        a, b = data("a", shape), data("b", (50, 30))
+        errors = {}
+        for precision in ("float32", "tf32"):
+            set_precision(precision)
+            for dtype in ("float32", "float64"):
+                out = xp.empty((*shape[:-1], 30), dtype)
+                product(xp.asarray(a.astype(dtype)), xp.asarray(b.astype(dtype)), out)
+                errors[precision, dtype] = np.abs(to_host(out) - a @ b).max() / np.abs(a @ b).max()
+        assert errors["float32", "float32"] < 1e-6
+        assert 5e-5 < errors["tf32", "float32"] < 2e-3
+        assert max(errors["float32", "float64"], errors["tf32", "float64"]) < 1e-14
 
 
 # ---- The library ----

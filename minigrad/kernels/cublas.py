@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module, first_line
+from minigrad.backend import array_module, first_line, precision
 from minigrad.errors import BackendError, ShapeError
 from minigrad.layout import Array
 
@@ -48,7 +48,12 @@ STATUSES = {
     15: "not supported",
 }
 TYPES = {"f": 0, "d": 1}  # cudaDataType of what is stored: CUDA_R_32F, CUDA_R_64F
-COMPUTE = {"f": 68, "d": 70}  # cublasComputeType_t: CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F
+COMPUTE = {  # cublasComputeType_t, by what is stored and `minigrad.set_precision`
+    ("f", "float32"): 68,  # CUBLAS_COMPUTE_32F
+    ("f", "tf32"): 77,  # CUBLAS_COMPUTE_32F_FAST_TF32
+    ("d", "float32"): 70,  # CUBLAS_COMPUTE_64F
+    ("d", "tf32"): 70,
+}
 SCALARS: dict[str, Any] = {"f": ctypes.c_float, "d": ctypes.c_double}  # of alpha and beta, which lie on the host
 FACTORS = {(dtype, value): scalar(value) for dtype, scalar in SCALARS.items() for value in (0, 1)}
 ANY_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
@@ -86,10 +91,10 @@ def product(a: Array, b: Array, out: Array, accumulate: bool = False) -> Array:
     cublas, handle, _ = session(xp, xp.cuda.runtime.getDevice(), threading.get_ident(), stream)
     status = getattr(cublas, function)(
         handle, turn_b, turn_a, n, m, k, one, *of_b, *of_a, kept, *of_out, *out.shape[:-2],
-        COMPUTE[dtype], ANY_ALGORITHM,
+        COMPUTE[dtype, precision()], ANY_ALGORITHM,
     )  # fmt: skip
     if status != SUCCESS:
-        raise failure(f"{function} of {a.dtype} {a.shape} and {b.shape}", status)
+        raise failure(f"{function} of {a.dtype} {a.shape} and {b.shape} in {precision()}", status)
     return out
 
 
