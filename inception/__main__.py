@@ -513,7 +513,8 @@ def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> Non
     group = parser.add_argument_group("machine and output")
     group.add_argument("--backend", choices=BACKENDS, help="(default: MINIGRAD_BACKEND, or numpy)")
     group.add_argument("--precision", choices=PRECISIONS,
-                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, or float32)")  # fmt: skip
+                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, "
+                       "or float32)")  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
     if prefetch:
         group.add_argument(

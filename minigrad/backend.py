@@ -75,7 +75,8 @@ def backend() -> str:
 def set_precision(name: str) -> None:
     """Multiply float32 on the GPU from here on in "float32", or in "tf32", for speed.
 
-    TF32 rounds the factors of a product to 10 bits of fraction, about three digits, for the GPU's tensor cores; sums are float32 still, and so are all other ops and all that is stored. float64 stays float64 throughout.
+    TF32 rounds the factors of a product to 10 bits of fraction, about three digits, for the GPU's tensor cores; sums
+    are float32 still, and so are all other ops and all that is stored. float64 stays float64 throughout.
 
     Raises BackendError if the name is unknown, or "tf32" where the backend is NumPy: set that first.
     """

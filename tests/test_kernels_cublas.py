@@ -99,6 +99,14 @@ def test_what_has_no_neighbours_is_copied(xp: Any) -> None:
 
 
 @on_cupy
+def test_what_has_neighbours_is_read_where_it_is(xp: Any) -> None:
+    wide = xp.ones((6, 8))
+    for x in (wide[:, 2:5], wide[::2], wide[::2, 3:4], wide[:, ::5][:, :1], wide[:1, ::3].T, wide[4:5, 1:], wide[::6]):
+        for matrix in (x, x.T):
+            assert cublas.operand(matrix, False)[0] is matrix, (x.shape, x.strides)
+
+
+@on_cupy
 def test_nothing_to_add_up(xp: Any) -> None:
     for m, k, n in ((3, 0, 4), (0, 2, 4), (3, 2, 0)):
         out = xp.ones((m, n), np.float32)

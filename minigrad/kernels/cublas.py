@@ -107,7 +107,7 @@ def operand(x: Array, stacked: bool) -> tuple[Any, ...]:
     if lines(rows, down, columns, across):
         turned, apart = False, down if rows > 1 else columns
     elif lines(columns, across, rows, down):
-        turned, apart = True, across if columns > 1 else rows
+        turned, apart = True, across
     else:
         return operand(array_module(x).ascontiguousarray(x), stacked)
     in_stack = (x.strides[0] // x.itemsize if x.ndim == 3 else 0,) if stacked else ()
