@@ -8,7 +8,8 @@
 
 An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
-an update needs one scratch array of the parameter's size (RMSProp with weight decay: two). A parameter whose
+an update needs one scratch array of the parameter's size (RMSProp with weight decay: two). On a GPU all parameters are
+updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu), without scratch. A parameter whose
 gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.errors import MinigradError, StateError
+from minigrad.kernels import kernels
 from minigrad.layout import Array
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
@@ -51,12 +53,16 @@ class Optimizer:
     Build it after the model is where it shall train: the state lives where the parameters do.
     """
 
+    kernel = ""  # in kernels/cuda/optim.cu: the formula of `_update`, given p, g and the state of these names, and the
+    state_names: tuple[str, ...] = ()  # numbers lr, t and the options in the order of __init__; "": there is none
+
     def __init__(self, params: Params, lr: float, **options: Any):
         entries = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         _refuse_negative({"lr": lr})
         self.lr = lr
         self.slots: list[Slot] = []
+        self.together: Any = None  # the launch for all parameters, made when it is first needed
         for number, group in enumerate(groups):
             known = {"params", "lr_scale", *options}
             if unknown := sorted(group.keys() - known):
@@ -90,16 +96,42 @@ class Optimizer:
         Raises MinigradError for a momentum where the optimizer was built without.
         """
         lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
-        for slot in self.slots:
-            p, g, options = slot.param.data, slot.param.grad, slot.options
-            if g is None:
-                continue
-            if momentum is not None:
-                if options.get("momentum") == 0.0:
-                    raise MinigradError(f"step got momentum={momentum}, but {type(self).__name__} was built without")
-                options = options | {"momentum": float(momentum)}
+        due = {i: slot for i, slot in enumerate(self.slots) if slot.param.grad is not None}
+        options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
+        rows = {}
+        for i, slot in due.items():
             slot.updates += 1
-            self._update(p, g, slot, lr * slot.lr_scale, **options)
+            row = self._row(i, slot)
+            if row is None:
+                self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
+            else:
+                rows[i] = row, [lr * slot.lr_scale, slot.updates, *_flat(options[i].values())]
+        if rows:
+            self.together.write(rows)
+            self.together.launch()
+
+    def _options(self, slot: Slot, momentum: float | None) -> Options:
+        """The options of a step: those of the group, but for the momentum that `step` is given."""
+        if momentum is None:
+            return slot.options
+        if slot.options.get("momentum") == 0.0:
+            raise MinigradError(f"step got momentum={momentum}, but {type(self).__name__} was built without")
+        return slot.options | {"momentum": float(momentum)}
+
+    def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
+        """On a GPU: the arrays of this parameter for the launch that updates all; None where they do not fit in."""
+        p, g = slot.param.data, slot.param.grad
+        if isinstance(p, np.ndarray) or not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
+            return None
+        if self.together is None:
+            self.together = kernels(p).Together(self.kernel, [slot.param.data for slot in self.slots])
+        state = [slot.state.get(name) for name in self.state_names]
+        if not self.together.takes(i, p, *state):
+            return None
+        if not self.together.takes(i, p, g):
+            g, given = array_module(p).empty_like(p), g
+            g[...] = given
+        return [p, g, *state]
 
     def zero_grad(self) -> None:
         """Forget the gradients: they become None, and their memory is free."""
@@ -149,6 +181,8 @@ class SGD(Optimizer):
     Raises MinigradError for Nesterov without momentum.
     """
 
+    kernel, state_names = "sgd", ("velocity",)
+
     def __init__(
         self, params: Params, lr: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ):
@@ -184,6 +218,8 @@ class RMSProp(Optimizer):
     Tieleman, Hinton: Lecture 6.5, Coursera 2012; in PyTorch's form: ε is added outside the root, s starts at 0. The
     Inception papers (arXiv:1512.00567, 8: α 0.9, ε 1.0) used TensorFlow's: √(s + ε), s starts at 1, lr inside v.
     """
+
+    kernel, state_names = "rmsprop", ("mean_square", "velocity")
 
     def __init__(
         self,
@@ -232,6 +268,8 @@ class AdamW(Optimizer):
     Kingma, Ba: Adam, arXiv:1412.6980; Loshchilov, Hutter: Decoupled weight decay regularization, arXiv:1711.05101.
     """
 
+    kernel, state_names = "adamw", ("mean", "mean_square")
+
     def __init__(
         self,
         params: Params,
@@ -246,6 +284,11 @@ class AdamW(Optimizer):
     def _state_names(self, options: Options) -> tuple[str, ...]:
         return ("mean", "mean_square")
 
+    def _options(self, slot: Slot, momentum: float | None) -> Options:
+        """The momentum of a step is β₁."""
+        _, beta2 = slot.options["betas"]
+        return slot.options if momentum is None else slot.options | {"betas": (float(momentum), beta2)}
+
     def _update(
         self,
         p: Array,
@@ -255,10 +298,8 @@ class AdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        momentum: float | None = None,  # β₁ of this step, from the schedule
     ) -> None:
-        xp = array_module(p)
-        beta1, beta2 = betas if momentum is None else (momentum, betas[1])
+        xp, (beta1, beta2) = array_module(p), betas
         m, s = slot.state["mean"], slot.state["mean_square"]
         scratch = xp.subtract(g, m, out=xp.empty_like(p))
         scratch *= 1.0 - beta1
@@ -326,7 +367,12 @@ def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
     return d
 
 
+def _flat(values: Iterable[Any]) -> list[float]:
+    """Numbers and tuples of numbers as numbers."""
+    return [float(number) for value in values for number in (value if isinstance(value, tuple) else (value,))]
+
+
 def _refuse_negative(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        if not all(number >= 0.0 for number in (value if isinstance(value, tuple) else (value,))):  # NaN fails too
+        if not all(number >= 0.0 for number in _flat([value])):  # NaN fails too
             raise MinigradError(f"{name} must not be negative, got {value}")

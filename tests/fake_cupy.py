@@ -28,13 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import cublas_on_cpu
+import cuda_on_cpu
 import numpy as np
-from cuda_on_cpu import RawModule as RawModule
 
 from minigrad.kernels import cublas
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
+
+# How often something was started on the device: functions that compute, copies, kernels.
+LAUNCHES: collections.Counter[str] = collections.Counter()
 
 # Public names of NumPy 2.4 that CuPy 14.2 does not have; scalar types and modules of no interest here included.
 _MISSING = """
@@ -138,6 +141,7 @@ def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
         raise ValueError(f"cupy.{name}: out must be C-contiguous")
     if name in WAIT:
         _wait()
+    LAUNCHES[name] += 1
     given = _memory(args, host_arrays=name in FROM_HOST)
     if name in FROM_HOST and isinstance(args[0], np.ndarray):
         given = (args[0].copy("K"), *given[1:])  # device memory is never host memory
@@ -216,6 +220,7 @@ class ndarray:
         return _on_device(self._memory[index], [self])
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        LAUNCHES["setitem"] += 1
         self._memory[_memory(index, host_arrays=True)] = _memory(value)
 
     def __len__(self) -> int:
@@ -327,6 +332,17 @@ def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
 
 
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
+
+
+class RawModule(cuda_on_cpu.RawModule):
+    def get_function(self, name: str) -> Callable[..., None]:
+        launch = super().get_function(name)
+
+        def counted(*args: Any) -> None:
+            LAUNCHES[name] += 1
+            launch(*args)
+
+        return counted
 
 
 # ---- The device: what minigrad.backend.cupy_status asks. Tests of it overwrite these attributes. ----

@@ -124,7 +124,7 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
     if nvcc is None:
         pytest.skip("no nvcc to compile for sm_80 and sm_90")
     sources = sorted(path.stem for path in Path(cupy_.__file__).with_name("cuda").glob("*.cu"))
-    assert len(sources) == 5
+    assert len(sources) == 6
     for arch, choices in (
         ("sm_80", ("f", "i", 4)),
         ("sm_90", ("f", "i", 4)),
@@ -136,5 +136,5 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
         done = subprocess.run([nvcc, *options, source, "-o", cubin], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         spills = re.findall(r"(\d+) bytes spill", done.stderr)
-        assert len(spills) >= 2 * 20
+        assert len(spills) >= 2 * 24
         assert set(spills) == {"0"}, done.stderr

@@ -58,6 +58,11 @@ Sizes have been checked by the op that calls.
         gradients that meet; written into `out`, which may be a or b, unless it is None
 
 `window` is a `minigrad.layout.Window`.
+
+In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
+
+    Together(kernel, firsts): .takes(row, *arrays), .write(rows), .launch()
+        sgd, rmsprop, adamw or average, in place, over all parameters of a model in one launch
 """
 
 from __future__ import annotations

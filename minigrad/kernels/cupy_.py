@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import numpy as np
 from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.kernels.cublas import product
-from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
+from minigrad.layout import Array, Window, empty_images, filter_matrix, images, memory_order, pixels
 
 PATCH_BYTES = 256 * 2**20  # a k×k patch matrix is k² times its input: blocks of images keep it below this
 THREADS = 256  # of a block
+CHUNK = 4096  # values of a parameter that one block updates
 BLOCKS = 4096  # about as many blocks share the rows of a matrix: a few times what a GPU holds at once
 PARTS = 1024  # the same where every block leaves a part of a sum for a second kernel to add,
 ROWS_EACH = 8  # but no thread adds fewer rows than this
@@ -460,3 +461,55 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         xp.add(*(x.transpose(0, 2, 3, 1) for x in (a, b)), out=out.transpose(0, 2, 3, 1))
         return out
     return xp.add(a, b, out=out)
+
+
+# ---- All parameters of a model at once ----
+
+Row = tuple[Sequence[Array | None], Sequence[float]]  # arrays of one size, the first of which is never None; numbers
+
+
+class Together:
+    """One launch of a kernel of cuda/optim.cu over many rows of arrays, however many and however large.
+
+    kernel   its name
+    firsts   the first array of each row: dtype and sizes are those of the launch, addresses may change
+
+    The kernel reads from tables on the device where the arrays of a row are, which is written when it has changed, and
+    its numbers. So whoever has recorded `launch` in a CUDA graph can `write` the numbers of a step before each replay.
+    """
+
+    def __init__(self, kernel: str, firsts: Sequence[Array]):
+        self.kernel, self.like, self.sizes = kernel, firsts[0], [array.size for array in firsts]
+        cut = [(i, j, min(size, j + CHUNK)) for i, size in enumerate(self.sizes) for j in range(0, size, CHUNK)]
+        self.chunks = array_module(self.like).asarray(np.array(cut, np.int64))  # (blocks, 3)
+        self.addresses: Array = None  # (rows, arrays), on the device
+        self.numbers: Array = None  # (rows, numbers), on the device
+        self.known: Any = None  # what stands in `addresses`
+
+    def takes(self, row: int, *arrays: Array | None) -> bool:
+        """Whether these arrays can stand in a row: one value after the other, in the same order in all of them."""
+        given = [array for array in arrays if array is not None]
+        orders = {memory_order(a.shape, a.strides, a.itemsize) for a in given}
+        kind = type(self.like), self.like.dtype, given[0].shape
+        alike = all((type(a), a.dtype, a.shape) == kind for a in given)
+        return alike and len(orders) == 1 and None not in orders and given[0].size == self.sizes[row]
+
+    def write(self, rows: Mapping[int, Row]) -> None:
+        """Tell of arrays and numbers, by the row's position; a row that is not told of is left alone."""
+        xp = array_module(self.like)
+        addresses, numbers = (np.zeros((len(self.sizes), len(part))) for part in next(iter(rows.values())))
+        addresses = addresses.astype(np.int64)
+        for i, (arrays, values) in rows.items():
+            addresses[i] = [0 if array is None else array.data.ptr for array in arrays]
+            numbers[i] = values
+        if self.addresses is None:
+            self.addresses, self.numbers = xp.empty(addresses.shape, np.int64), xp.empty(numbers.shape, np.float64)
+        if not np.array_equal(addresses, self.known):
+            self.addresses[...], self.known = xp.asarray(addresses), addresses
+        self.numbers[...] = xp.asarray(numbers)  # into the same memory: a graph reads it there
+
+    def launch(self) -> None:
+        """Start the kernel on what was written last."""
+        tables = self.chunks, self.addresses, self.addresses.shape[1], self.numbers, self.numbers.shape[1]
+        if len(self.chunks):
+            launch("optim", self.kernel, self.like, len(self.chunks), 1, *tables, parts=len(self.chunks))
