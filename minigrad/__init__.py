@@ -23,7 +23,7 @@ Looking at a network
     first_non_finite   run a step again to find that op
 
 The machine
-    set_backend        NumPy or CuPy for the tensors made from now on
+    set_backend        NumPy or CuPy, and which GPU, for the tensors made from now on
     set_precision      float32 or TF32 for products on a GPU
     num_threads        how many threads work
     set_num_threads    another number: another speed, the same bits

@@ -5,7 +5,8 @@ only decides where *new* arrays are made. It is NumPy, unless `set_backend("cupy
 MINIGRAD_BACKEND says otherwise; the variable is read when the default is first needed. CuPy is imported when it
 is chosen, never by importing minigrad.
 
-How exactly a GPU multiplies float32 is a setting too, `set_precision` or MINIGRAD_PRECISION, in the same manner.
+Which GPU, where there are several, is `set_backend("cupy", device=1)` or MINIGRAD_DEVICE. How exactly a GPU multiplies
+float32 is a setting too, `set_precision` or MINIGRAD_PRECISION, in the same manner.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ def array_module(x: Array) -> ModuleType:
     raise BackendError(f"{type(x).__module__}.{type(x).__qualname__} is not a NumPy or CuPy array: use asarray first")
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: str, device: int | None = None) -> None:
     """Make new arrays with "numpy" or with "cupy" from here on; arrays that exist stay where they are.
 
-    Raises BackendError if the name is unknown, or if CuPy cannot be used here (with the reason and the remedy).
+    device   which GPU this thread works on, from 0; None: MINIGRAD_DEVICE, or the one that CuPy is on
+
+    Raises BackendError if the name is unknown, if CuPy cannot be used here (with the reason and the remedy), or if
+    there is no such GPU (with their number).
     """
     global _backend
-    _backend = _usable(name, "set_backend")
+    _backend = _usable(name, "set_backend", device)
 
 
 def backend() -> str:
@@ -106,18 +110,32 @@ def default_module() -> ModuleType:
     return importlib.import_module(backend())
 
 
+def module_named(name: str, source: str) -> ModuleType:
+    """`numpy` or `cupy`. Raises BackendError, which says `source`, if there is no such backend or it cannot be used."""
+    return importlib.import_module(name if name == _backend else _usable(name, source))
+
+
 def _known(name: str, what: str, names: tuple[str, ...], source: str) -> str:
     if name not in names:
         raise BackendError(f"{source}: there is no {what} {name!r}, choose {' or '.join(map(repr, names))}")
     return name
 
 
-def _usable(name: str, source: str) -> str:
+def _usable(name: str, source: str, device: int | None = None) -> str:
     if _known(name, "backend", BACKENDS, source) == "cupy":
-        code, sentence = cupy_status()
+        code, sentence = cupy_status(device=_device() if device is None else device)
         if code != "ok":
             raise BackendError(f"{source}: the backend 'cupy' cannot be used here: {sentence}")
+    elif device is not None:
+        raise BackendError(f"{source}: there is a device {device} on the backend 'cupy' alone, not on {name!r}")
     return name
+
+
+def _device() -> int | None:
+    given = os.environ.get("MINIGRAD_DEVICE")
+    if given is not None and not given.isdecimal():
+        raise BackendError(f"MINIGRAD_DEVICE: {given!r} is not the number of a GPU: 0, 1, …")
+    return None if given is None else int(given)
 
 
 def asarray(data: Any, dtype: Any = None) -> Array:
@@ -136,6 +154,11 @@ def to_host(x: Array) -> np.ndarray:
     return x.get() if array_module(x) is not np else np.asarray(x)
 
 
+def move(x: Array, xp: Any) -> Array:
+    """x as an array of the module xp, on the host or on the device: itself if it is one, else a copy in C order."""
+    return x if array_module(x) is xp else to_host(x) if xp is np else xp.asarray(x)
+
+
 def _is_device_array(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "get")
 
@@ -146,6 +169,16 @@ class MemoryReport(NamedTuple):
     peak_resident: int  # the most memory the process has ever had on the host
     pool_used: int | None = None  # in arrays that are alive now
     pool_total: int | None = None  # taken from the device, used or kept for later
+    device_total: int | None = None  # that the device has
+
+    def __str__(self) -> str:
+        if self.pool_used is None or self.pool_total is None or self.device_total is None:
+            return f"at most {self.peak_resident / 1e9:.2f} GB of the host's memory were in use"
+        kept = self.pool_total - self.pool_used
+        return (
+            f"of the GPU's {self.device_total / 1e9:.2f} GB, {self.pool_used / 1e9:.2f} GB are in arrays and "
+            f"{kept / 1e9:.2f} GB kept for later ones"
+        )
 
 
 def memory_report() -> MemoryReport:
@@ -153,8 +186,9 @@ def memory_report() -> MemoryReport:
     peak = _peak_resident()
     if backend() == "numpy":
         return MemoryReport(peak)
-    pool = default_module().get_default_memory_pool()
-    return MemoryReport(peak, pool.used_bytes(), pool.total_bytes())
+    xp: Any = default_module()
+    pool = xp.get_default_memory_pool()
+    return MemoryReport(peak, pool.used_bytes(), pool.total_bytes(), xp.cuda.runtime.memGetInfo()[1])
 
 
 def _peak_resident() -> int:
@@ -174,14 +208,14 @@ def _peak_resident() -> int:
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 
 
-def cupy_status(smoke: bool = True) -> tuple[str, str]:
-    """Whether CuPy can be used, as (code, sentence). Never raises.
+def cupy_status(smoke: bool = True, device: int | None = None) -> tuple[str, str]:
+    """Whether CuPy can be used, as (code, sentence). Never raises. `device`, if given, becomes this thread's GPU.
 
         not_installed   the package is absent
         broken          the package is there but does not import
         no_driver       no NVIDIA driver (libcuda.so.1)
         old_driver      the driver does not know this CuPy's CUDA version
-        no_device       no GPU, or none is visible
+        no_device       no GPU, none is visible, or not the one that is wanted
         driver_error    the driver reports anything else
         no_libs         GPU and driver are fine, cuBLAS or NVRTC is missing: typical of a wheel without [ctk]
         failed          the smoke test failed in another way
@@ -192,7 +226,7 @@ def cupy_status(smoke: bool = True) -> tuple[str, str]:
     """
     wheels = _cupy_wheels()
     try:
-        code, sentence = _probe(wheels, smoke)
+        code, sentence = _probe(wheels, smoke, device)
     except Exception as error:  # a diagnosis never raises
         code, sentence = "failed", f"probing CuPy failed with {first_line(error)}"
     if len(wheels) > 1:
@@ -200,7 +234,7 @@ def cupy_status(smoke: bool = True) -> tuple[str, str]:
     return code, sentence
 
 
-def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
+def _probe(wheels: list[str], smoke: bool, device: int | None) -> tuple[str, str]:
     try:
         cupy: Any = importlib.import_module("cupy")
     except ModuleNotFoundError as error:
@@ -221,6 +255,11 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         return _driver_trouble(error, driver, needed)
     if devices == 0:
         return _no_device()
+    if device is not None:
+        if not 0 <= device < devices:
+            there = "1 GPU, number 0" if devices == 1 else f"{devices} GPUs, 0 to {devices - 1}"
+            return "no_device", f"there is no GPU {device} on this machine, which has {there}"
+        cupy.cuda.Device(device).use()  # before the first product, which takes memory of the GPU it runs on
 
     if smoke:
         try:
@@ -234,9 +273,10 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         if not correct:
             return "failed", "a 2×2 product on the GPU came back wrong: check the GPU with nvidia-smi"
 
-    gpu = runtime.getDeviceProperties(0)
+    gpu = runtime.getDeviceProperties(device or 0)
     name = f"{gpu['name'].decode()}, sm_{gpu['major']}{gpu['minor']}"
-    return "ok", f"{devices} device(s), the first is {name}, the driver supports CUDA {_version(driver)}"
+    which = f"number {device}" if device else "the first"
+    return "ok", f"{devices} device(s), {which} is {name}, the driver supports CUDA {_version(driver)}"
 
 
 def _driver_trouble(error: Any, driver: int, needed: int) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, move
 from minigrad.errors import ShapeError
 
 Pair = tuple[int, int]
@@ -65,6 +65,14 @@ def channels_last(xp: Any, x: Array) -> Array:
     y = empty_images(xp, x.shape, x.dtype)
     y[...] = x
     return y
+
+
+def moved(x: Array, xp: Any) -> Array:
+    """x as an array of the module xp; what is copied is channels-last where it is of rank 4."""
+    if x.ndim != 4 or array_module(x) is xp:
+        return move(x, xp)
+    n, _, h, w = x.shape
+    return images(move(pixels(x), xp), n, h, w)
 
 
 @functools.lru_cache(4096)

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module
-from minigrad.errors import MinigradError, StateError
+from minigrad.backend import array_module, move
+from minigrad.errors import BackendError, MinigradError, StateError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 
@@ -98,6 +98,8 @@ class Optimizer:
         lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
         due = {i: slot for i, slot in enumerate(self.slots) if slot.param.grad is not None}
         options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
+        for i, slot in due.items():
+            self._check_places(i, slot)
         rows = {}
         for i, slot in due.items():
             slot.updates += 1
@@ -109,6 +111,17 @@ class Optimizer:
         if rows:
             self.together.write(rows)
             self.together.launch()
+
+    def _check_places(self, i: int, slot: Slot) -> None:
+        """Raise BackendError where a parameter, its gradient and its state are not in one place."""
+        p = slot.param.data
+        for name, x in {"gradient": slot.param.grad, **slot.state}.items():
+            if type(x) is not type(p) and array_module(x) is not array_module(p):
+                here, there = array_module(p).__name__, array_module(x).__name__
+                raise BackendError(
+                    f"{type(self).__name__}: parameter {i} {p.shape} is an array of {here}, its {name} {x.shape} one "
+                    f"of {there}: after a model has moved, build a new optimizer and give it this one's state_dict()"
+                )
 
     def _options(self, slot: Slot, momentum: float | None) -> Options:
         """The options of a step: those of the group, but for the momentum that `step` is given."""
@@ -147,7 +160,7 @@ class Optimizer:
         return {"updates": updates} | {name: x.copy(order="K") for name, x in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Continue from a `state_dict`, bit for bit; its arrays may come from the host, whatever the backend.
+        """Continue from a `state_dict`, bit for bit; its arrays may come from another backend.
 
         Raises StateError, with all that is missing, unexpected or misshapen, before anything is changed.
         """
@@ -163,7 +176,7 @@ class Optimizer:
         if troubles:
             raise StateError(f"the state does not fit this {type(self).__name__}: {'; '.join(sorted(troubles))}")
         for name, x in own.items():
-            x[...] = array_module(x).asarray(state[name])
+            x[...] = move(state[name], array_module(x))
         for slot, updates in zip(self.slots, state["updates"], strict=True):
             slot.updates = int(updates)
 

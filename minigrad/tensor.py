@@ -320,7 +320,8 @@ def check_alike(op: str, *tensors: Any) -> None:
         here, there = array_module(first.data).__name__, array_module(tensor.data).__name__
         if here != there:
             raise BackendError(
-                f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: move one to the other"
+                f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: move one to the other "
+                "(set_backend before tensors are made, or model.to)"
             )
         if tensor.dtype != first.dtype:
             raise DtypeError(

@@ -361,6 +361,7 @@ class _Runtime:
     driver = 13020
     needed = 13020
     devices = 1
+    current = 0
     error: int | None = None  # the status with which getDeviceCount fails
 
     def driverGetVersion(self) -> int:
@@ -375,16 +376,35 @@ class _Runtime:
         return self.devices
 
     def getDevice(self) -> int:
-        return 0
+        return self.current
+
+    def memGetInfo(self) -> tuple[int, int]:
+        return 3 * 10**9, 80 * 10**9
 
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         return {"name": b"Pretend GPU", "major": 9, "minor": 0}
 
 
 _queue = types.SimpleNamespace(synchronize=_wait, ptr=0)
+_runtime = _Runtime()
+
+
+class _Device:
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _runtime.current if device is None else device
+
+    def use(self) -> None:
+        if not 0 <= self.id < _runtime.devices:
+            raise CUDARuntimeError(101)
+        _runtime.current = self.id
+
+    def synchronize(self) -> None:
+        _wait()
+
+
 cuda = types.SimpleNamespace(
-    runtime=_Runtime(),
-    Device=lambda device=0: _queue,
+    runtime=_runtime,
+    Device=_Device,
     get_current_stream=lambda: _queue,
     Stream=types.SimpleNamespace(null=_queue),
 )

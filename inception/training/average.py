@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import array_module
+from minigrad.errors import BackendError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.nn import Module
@@ -55,6 +56,8 @@ class Average:
         self.count = self.decay * self.count + 1.0
 
     def _in_one_launch(self, i: int, total: Array, weights: Array) -> bool:
+        if array_module(total) is not array_module(weights):
+            raise BackendError("the weights have moved to another backend since their average began: begin a new one")
         if isinstance(total, np.ndarray):
             return False
         if self.together is None:
