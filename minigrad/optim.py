@@ -24,7 +24,7 @@ import numpy as np
 from minigrad.backend import array_module, move
 from minigrad.errors import BackendError, MinigradError, StateError
 from minigrad.kernels import kernels
-from minigrad.layout import Array
+from minigrad.layout import Array, memory_order
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
 Params = Iterable[Any]  # of parameters, or of groups: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}
@@ -141,10 +141,7 @@ class Optimizer:
         state = [slot.state.get(name) for name in self.state_names]
         if not self.together.takes(i, p, *state):
             return None
-        if not self.together.takes(i, p, g):
-            g, given = array_module(p).empty_like(p), g
-            g[...] = given
-        return [p, g, *state]
+        return [p, g if self.together.takes(i, p, g) else _copied(g, p), *state]
 
     def zero_grad(self) -> None:
         """Forget the gradients: they become None, and their memory is free."""
@@ -361,12 +358,37 @@ def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
     if not params:
         return np.zeros(())
     xp = array_module(params[0].grad)
+    if xp is not np and len({p.grad.dtype for p in params}) == 1:
+        return _clip_at_once(params, max_norm)
     squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
     norm = xp.sqrt(xp.sum(xp.stack(squares)))
     factor = xp.minimum(1.0, max_norm / (norm + 1e-6))
     for p in params:
         p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
     return xp.asarray(norm)
+
+
+def _clip_at_once(params: list[Parameter], max_norm: float) -> Array:
+    """The same on a GPU, in two launches for all gradients of one dtype."""
+    into = [array_module(p.grad).empty_like(p.data) for p in params]
+    gradients = [p.grad if _alike(p.grad, new) else _copied(p.grad, new) for p, new in zip(params, into, strict=True)]
+    norm = kernels(into[0]).clip(gradients, into, float(max_norm))
+    for p, new in zip(params, into, strict=True):
+        p.grad = new
+    return norm[0]
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """Whether the values of both lie in memory in the same order, without gaps."""
+    first, second = (memory_order(x.shape, x.strides, x.itemsize) for x in (a, b))
+    return first == second and first is not None
+
+
+def _copied(x: Array, like: Array) -> Array:
+    """x in the memory layout of another array."""
+    y = array_module(like).empty_like(like)
+    y[...] = x
+    return y
 
 
 def _decayed(p: Array, g: Array, weight_decay: float) -> Array:

@@ -453,6 +453,57 @@ def test_what_does_not_fit_into_the_launch_is_updated_by_the_formula(xp: Any) ->
 
 
 @on_cupy
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_device_and_host_clip_alike(monkeypatch: pytest.MonkeyPatch, xp: Any, dtype: Any, reverse: bool) -> None:
+    monkeypatch.setattr(cuda_on_cpu, "REVERSED", reverse)
+    for step, max_norm in enumerate((1e9, 2.0, 0.01)):
+        ours, theirs = twins(xp, MANY, dtype)
+        give_both(ours, theirs, xp, step)
+        kept = [(q.grad, to_host(q.grad)) for q in theirs if q.grad is not None]
+        norms = clip_by_norm(ours, max_norm), clip_by_norm(theirs, max_norm)
+        assert norms[1].shape == ()
+        np.testing.assert_allclose(to_host(norms[1]), norms[0], rtol=1e-12)
+        for p, q in zip(ours, theirs, strict=True):
+            assert (p.grad is None) == (q.grad is None)
+            if p.grad is not None:
+                assert q.grad.dtype == dtype
+                np.testing.assert_allclose(to_host(q.grad), p.grad, rtol=1e-6 if dtype == np.float32 else 1e-13)
+        for gradient, values in kept:
+            np.testing.assert_array_equal(to_host(gradient), values)
+
+
+@on_cupy
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_clipping_hides_nothing_on_a_device(xp: Any, value: float) -> None:
+    ours, theirs = twins(xp, MANY[:4], np.float32)
+    for params, place in ((ours, np), (theirs, xp)):
+        for p in params:
+            p.grad = place.ones_like(p.data)
+        params[1].grad[0] = value
+        with np.errstate(invalid="ignore"):  # ∞ · 0, on the host
+            np.testing.assert_equal(float(to_host(clip_by_norm(params, 1.0))), value)
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(to_host(q.grad), p.grad)
+
+
+@on_fake
+def test_clipping_takes_as_many_launches_for_one_gradient_as_for_twenty(xp: Any) -> None:
+    counts = []
+    for shapes in (MANY[:1], MANY + MANY):
+        _, theirs = twins(xp, shapes, np.float32)
+        for q in theirs:
+            q.grad = xp.ones_like(q.data)
+        fake_cupy.LAUNCHES.clear()
+        fake_cupy.SYNCS.clear()
+        clip_by_norm(theirs, 1.0)
+        assert not fake_cupy.SYNCS
+        counts.append(dict(fake_cupy.LAUNCHES))
+    assert counts[0] == counts[1]
+    assert (counts[0]["squares"], counts[0]["clip"]) == (1, 1)
+
+
+@on_cupy
 def test_an_optimizer_of_your_own_needs_no_kernel(xp: Any) -> None:
     class Sign(SGD):
         def _update(self, p: Any, g: Any, slot: Any, lr: float, **options: Any) -> None:

@@ -63,6 +63,8 @@ In cupy_ alone, since the host is quick enough with the formulas as they stand i
 
     Together(kernel, firsts): .takes(row, *arrays), .write(rows), .launch()
         sgd, rmsprop, adamw or average, in place, over all parameters of a model in one launch
+    clip(gradients, into, max_norm) -> norm
+        optim.clip_by_norm in two launches
 """
 
 from __future__ import annotations

@@ -508,8 +508,19 @@ class Together:
             self.addresses[...], self.known = xp.asarray(addresses), addresses
         self.numbers[...] = xp.asarray(numbers)  # into the same memory: a graph reads it there
 
-    def launch(self) -> None:
-        """Start the kernel on what was written last."""
+    def launch(self, kernel: str = "", *more: Any) -> None:
+        """Start the kernel, or another one, on what was written last; `more` is what else it takes."""
         tables = self.chunks, self.addresses, self.addresses.shape[1], self.numbers, self.numbers.shape[1]
-        if len(self.chunks):
-            launch("optim", self.kernel, self.like, len(self.chunks), 1, *tables, parts=len(self.chunks))
+        if blocks := len(self.chunks):
+            launch("optim", kernel or self.kernel, self.like, blocks, 1, *tables, *more, parts=blocks)
+
+
+def clip(gradients: list[Array], into: list[Array], max_norm: float) -> Array:
+    """Write the gradients, scaled to a joint norm of at most max_norm, into arrays like them; return the norm, (1,)."""
+    together = Together("clip", into)
+    together.write({i: (pair, (max_norm,)) for i, pair in enumerate(zip(into, gradients, strict=True))})
+    xp, blocks = array_module(into[0]), len(together.chunks)
+    squares, norm = xp.empty(blocks, np.float64), xp.zeros(1, np.float64)
+    together.launch("squares", squares)
+    together.launch("clip", squares, blocks, norm)
+    return norm

@@ -73,3 +73,26 @@ KERNEL average(Integers chunks, Integers addresses, Index arrays, Numbers number
   const T decay = part.number[0];
   EACH_VALUE(i, part) sum[i] = decay * sum[i] + w[i];
 }
+
+// The joint norm of all gradients, and these scaled down to it, in two kernels: parts[b] = Σ g² of chunk b,
+KERNEL squares(Integers chunks, Integers addresses, Index arrays, Numbers numbers, Index count, double* squares) {
+  const Part part(chunks, addresses, arrays, numbers, count);
+  const T* g = part.array(1);
+  double sum = 0;
+  EACH_VALUE(i, part) sum += (double)g[i] * g[i];
+  sum = down_the_block(sum, Sum());
+  if (threadIdx.y == 0) squares[blockIdx.x] = sum;
+}
+
+// then norm = √Σ parts in every block anew, and out = g · min(1, most / (norm + 1e-6)); NaN stays
+KERNEL clip(Integers chunks, Integers addresses, Index arrays, Numbers numbers, Index count, Numbers squares,
+            Index blocks, double* norm) {
+  const Part part(chunks, addresses, arrays, numbers, count);
+  T *out = part.array(0), *g = part.array(1);
+  double sum = 0;
+  for (Index b = threadIdx.y; b < blocks; b += blockDim.y) sum += squares[b];
+  const double all = sqrt(down_the_block(sum, Sum())), share = part.number[0] / (all + 1e-6);
+  const T factor = share >= 1 ? 1 : share;
+  EACH_VALUE(i, part) out[i] = factor * g[i];
+  if (blockIdx.x == 0 && threadIdx.y == 0) norm[0] = all;
+}
