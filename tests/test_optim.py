@@ -433,14 +433,15 @@ def test_a_recorded_launch_takes_the_numbers_of_its_step(xp: Any) -> None:
 
 
 @on_cupy
-def test_what_does_not_fit_into_the_launch_is_updated_by_the_formula(xp: Any) -> None:
+@pytest.mark.parametrize("kind", [AdamW, SGD])  # with state, and without
+def test_what_does_not_fit_into_the_launch_is_updated_by_the_formula(xp: Any, kind: Any) -> None:
     """Parameters with gaps, state of another layout or dtype than its parameter's, and two dtypes."""
     ours, theirs = twins(xp, [(4, 6), (6, 4), (5, 3)], np.float64)
     for place, params in ((np, ours), (xp, theirs)):
         params[0].data = place.asarray(np.arange(48.0).reshape(4, 12))[:, ::2]
         params.append(Parameter(place.ones(3, np.float32)))
         params[2].data = place.asfortranarray(params[2].data)
-    host, device = (AdamW(params, 0.1) for params in (ours, theirs))
+    host, device = (kind(params, 0.1) for params in (ours, theirs))
     for p, q in zip(ours, theirs, strict=True):
         p.grad, q.grad = np.ones_like(p.data), xp.ones_like(q.data)
     for params in (ours, theirs):
