@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json as json_
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -22,7 +23,7 @@ from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, r
 from inception.training.log import as_json
 from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
 from minigrad import no_grad, ops
-from minigrad.backend import to_host
+from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
 from minigrad.errors import MinigradError, did_you_mean, no_such
 from minigrad.watch import columns
 
@@ -56,8 +57,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     args = vars(_parser(prog).parse_args(argv))
     command = args.pop("command")
     try:
-        if name := args.pop("backend", None):
-            minigrad.set_backend(name)
+        name, device = args.pop("backend", None), args.pop("device", None)
+        if name is not None or device is not None:
+            minigrad.set_backend(name or os.environ.get("MINIGRAD_BACKEND", "numpy"), device)
+        if precision := args.pop("precision", None):
+            minigrad.set_precision(precision)
+        backend()  # what the environment says is wrong is told here, not in the middle of something
         if (threads := args.pop("threads", None)) is not None:
             minigrad.set_num_threads(threads)
         with np.errstate(all="ignore"):  # what is not finite is told in a sentence, not in NumPy's warnings
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # CuPy's
             raise
-        print(f"error: out of memory ({error}): {_cheaper(command, args)}", file=sys.stderr)
+        print(f"error: out of memory ({error}; {memory_report()}): {_cheaper(command, args)}", file=sys.stderr)
     return 1
 
 
@@ -89,9 +94,9 @@ def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
         return "lower --size"
     if "resume" in args:
         return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
-    if command in (_train, _evaluate):
-        return "lower --batch-size, or choose a smaller network"
-    return "choose a smaller network"
+    if command is _train:
+        return "lower --batch-size or --width, choose a smaller network, or set `recompute` of its modules in a program"
+    return "lower --batch-size" if "batch_size" in args else "choose a smaller network"
 
 
 # ---- train ----
@@ -529,7 +534,11 @@ def _add_command(commands: Any, name: str, run: Callable[..., int], **texts: str
 
 def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> None:
     group = parser.add_argument_group("machine and output")
-    group.add_argument("--backend", choices=["numpy", "cupy"], help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--backend", choices=BACKENDS, help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--device", type=int, metavar="N", help="which GPU, from 0 (default: MINIGRAD_DEVICE, or 0)")
+    group.add_argument("--precision", choices=PRECISIONS,
+                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, "
+                       "or float32)")  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
     if prefetch:
         group.add_argument(

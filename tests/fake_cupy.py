@@ -13,7 +13,8 @@ Beyond CuPy, `empty` is filled with NaN, so that reading what was never written 
 because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
 it: `np.asarray` and C code would take a subclass for the host array that it is not.
 
-CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py.
+CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py; so does cuBLAS, which minigrad calls itself: see
+cublas_on_cpu.py.
 
 What it cannot show: asynchrony, other rounding on the device, the undefined result of writing through duplicate
 indices. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
@@ -29,14 +30,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cublas_on_cpu
 import cuda_on_cpu
 import numpy as np
+
+from minigrad.kernels import cublas
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
 
 # What would have been overwritten too early: a sentence for each array.
 RACES: list[str] = []
+# How often something was started on the device: functions that compute, copies, kernels.
+LAUNCHES: collections.Counter[str] = collections.Counter()
 
 # Public names of NumPy 2.4 that CuPy 14.2 does not have; scalar types and modules of no interest here included.
 _MISSING = """
@@ -124,6 +130,7 @@ def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) 
 def _wrap(memory: np.ndarray, upload: _Upload | None = None) -> ndarray:
     array = object.__new__(ndarray)
     array._memory, array._upload = memory, upload
+    cublas_on_cpu.allocated(memory)
     return array
 
 
@@ -142,6 +149,7 @@ def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
     if name in WAIT:
         _wait()
     _use(args, list(kwargs.values()))
+    LAUNCHES[name] += 1
     given = _memory(args, host_arrays=name in FROM_HOST)
     if name in FROM_HOST and isinstance(args[0], np.ndarray):
         given = (args[0].copy("K"), *given[1:])  # device memory is never host memory
@@ -167,6 +175,7 @@ class ndarray:
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._memory = np.empty(shape, dtype)
         self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
+        cublas_on_cpu.allocated(self._memory)
 
     # Crossing between host and device
 
@@ -225,6 +234,7 @@ class ndarray:
         return _on_device(self._memory[index], [self])
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        LAUNCHES["setitem"] += 1
         self._memory[_memory(index, host_arrays=True)] = _memory(value)
 
     def __len__(self) -> int:
@@ -346,6 +356,7 @@ class RawModule(cuda_on_cpu.RawModule):
 
         def on_stream(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
             _use(args)
+            LAUNCHES[name] += 1
             launch(grid, block, args)
 
         return on_stream
@@ -365,6 +376,7 @@ class Stream:
         if not non_blocking:
             raise NotImplementedError("a blocking stream, which takes turns with the null stream, is not stood in for")
         self.clock: Clock = {}
+        self.ptr = id(self)
 
     def __enter__(self) -> Stream:
         _streams().append(self)
@@ -385,6 +397,7 @@ class Stream:
 
 
 Stream.null = Stream(non_blocking=True)
+Stream.null.ptr = 0
 _of_thread = threading.local()
 
 
@@ -437,6 +450,7 @@ class _Runtime:
     needed = 13020
     devices = 1
     free = 79 * 10**9  # bytes
+    current = 0
     error: int | None = None  # the status with which getDeviceCount fails
 
     def driverGetVersion(self) -> int:
@@ -453,14 +467,26 @@ class _Runtime:
     def memGetInfo(self) -> tuple[int, int]:
         return self.free, 80 * 10**9
 
+    def getDevice(self) -> int:
+        return self.current
+
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         return {"name": b"Pretend GPU", "major": 9, "minor": 0}
+
+
+_runtime = _Runtime()
 
 
 class _Device:
     """cupy.cuda.Device"""
 
-    def __init__(self, device: int | None = None) -> None: ...
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _runtime.current if device is None else device
+
+    def use(self) -> None:
+        if not 0 <= self.id < _runtime.devices:
+            raise CUDARuntimeError(101)
+        _runtime.current = self.id
 
     def __enter__(self) -> None: ...
 
@@ -470,7 +496,14 @@ class _Device:
         _wait()
 
 
-cuda = types.SimpleNamespace(runtime=_Runtime(), Device=_Device, get_current_stream=get_current_stream, Stream=Stream)
+cuda = types.SimpleNamespace(runtime=_runtime, Device=_Device, get_current_stream=get_current_stream, Stream=Stream)
+
+
+def _load_cublas(xp: Any, load: Callable[[Any], Any] = cublas.load) -> Any:
+    return cublas_on_cpu.library if xp is sys.modules[__name__] else load(xp)
+
+
+cublas.load = _load_cublas
 
 
 def get_default_memory_pool() -> Any:

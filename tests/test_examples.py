@@ -377,7 +377,8 @@ def test_out_of_memory_says_what_to_lower(
 
     monkeypatch.setattr("inception.training.loop.training_step", fail)
     message = sentence(inception("train", "--data", cifar, "--batch-size", 16, "--quiet"))
-    assert message.startswith(f"out of memory ({error}): lower --batch-size")
+    assert message.startswith(f"out of memory ({error}; at most ")
+    assert "): lower --batch-size or --width, choose a smaller network, or set `recompute`" in message
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:

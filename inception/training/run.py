@@ -216,7 +216,8 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         parameters, chance = sum(parameter.size for parameter in model.parameters()), math.log(classes)
         say(f"{options.model}: {parameters:,} parameters, {classes} classes (guessing has loss {chance:.3f})")
         say(f"{training_set.name}: {len(training_set):,} pictures for training, {len(watched_set):,} for evaluation")
-        say(f"{backend.backend()}, {num_threads()} threads; the same again: {options.command()}")
+        where = f"{backend.backend()}, " + (f"{backend.precision()}, " if backend.backend() == "cupy" else "")
+        say(f"{where}{num_threads()} threads; the same again: {options.command()}")
         if not quiet and loader.feed.where:
             say(loader.feed.where)
         if checkpoint is not None:
