@@ -98,7 +98,7 @@ def test_every_single_bit(copy: Path) -> None:
 def test_of_a_newer_version(copy: Path) -> None:
     path = find_checkpoints(copy)[0]
     rewrite(path, lambda state: state.update(format=2))
-    assert "written in format 2, this version reads format 1: update it" in refused(path)
+    assert "written in format 2, this version reads format 1: update inception-minigrad" in refused(path)
 
 
 def test_of_another_model(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
