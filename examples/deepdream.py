@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Change a picture until a layer sees more of what it sees in it: gradient ascent on the pixels (DeepDream).
+"""What does a layer like to see? Smooth noise, changed until a channel sees much of it (DeepDream).
 
-Mordvintsev, Olah, Tyka: Inceptionism, 2015. The picture is moved along the gradient of the mean square of a layer's
-result, first small and then larger (octaves), with a random shift at each step so that no pixel keeps its place.
+Mordvintsev, Olah, Tyka: Inceptionism, 2015. The picture moves along the gradient of one channel's sum, in three sizes
+one after the other (octaves). What keeps it from becoming mere noise: at each step it is shifted by chance, so that no
+pixel keeps its place; the gradient is smoothed and brought to one length; and the picture is smoothed a little.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from subject import parser, subject, told
+from subject import Subject, parser, subject, told
 
 from inception.training.report import drawing
 from minigrad import Tensor
@@ -20,17 +21,17 @@ from minigrad.errors import MinigradError, no_such
 from minigrad.random import Key, uniform
 
 
-def excitement(model: Any, x: Tensor, layer: str) -> Tensor:
-    """The mean square of what comes out of `layer`; what lies behind it does not run."""
+def result(model: Any, x: Tensor, layer: str) -> Tensor:
+    """What comes out of a row of the network's table; what lies behind it does not run. "classes" are the logits."""
     for step in model.form.steps:
         x = getattr(model, step.name)(x)
         if step.name == layer:
-            return (x * x).mean()
-    raise MinigradError(no_such("layer", layer, [step.name for step in model.form.steps]))
+            return x
+    return model.fc1(model.flatten(model.avgpool(x)))
 
 
 def resized(x: np.ndarray, size: int) -> np.ndarray:
-    """(1, 3, H, W) to (1, 3, size, size), linearly between the middles of pixels."""
+    """(N, 3, H, W) to (N, 3, size, size), linearly between the middles of pixels."""
     for axis in (2, 3):
         at = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
         low = np.minimum(at.astype(int), x.shape[axis] - 2)
@@ -39,40 +40,67 @@ def resized(x: np.ndarray, size: int) -> np.ndarray:
     return x
 
 
+def smoothed(x: np.ndarray, share: float) -> np.ndarray:
+    """Mix every pixel with its neighbours."""
+    for axis in (2, 3):
+        x = (1 - share) * x + share / 2 * (np.roll(x, 1, axis) + np.roll(x, -1, axis))
+    return x
+
+
+def dream(look: Subject, layer: str, options: Any) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Channels of a layer, a picture for each (N, 3, size, size), and how strong each is at first and then (N, 2)."""
+    low, high = (((edge - look.mean) / look.std)[:, None, None] for edge in (0, 1))
+    noise = (uniform(Key(0).fold("start"), (1, 3, 6, 6)) - 0.5).astype(np.float32)
+    first = result(look.model, Tensor(resized(noise, options.size // 2)), layer).data.mean((2, 3))[0]
+    channels = [int(k) for k in np.flatnonzero(first)][:8]  # a channel that ReLU has at 0 everywhere has no gradient
+    n = len(channels)
+    x = np.repeat(noise, n, 0)
+    start = resized(x, options.size)
+    for octave, side in enumerate((options.size // 2, options.size * 3 // 4, options.size)):
+        x = resized(x, side)
+        for step in range(options.steps):
+            shift = [int(s) for s in uniform(Key(0).fold("shift", octave, step), (2,)) * 16]
+            moved = Tensor(np.roll(x, shift, (2, 3)), requires_grad=True)
+            y = result(look.model, moved, layer)
+            chosen = np.zeros(y.shape, np.float32)
+            chosen[np.arange(n), channels] = 1
+            (y * Tensor(chosen)).sum().backward()
+            gradient = smoothed(np.roll(to_host(moved.grad), [-s for s in shift], (2, 3)), 0.5)
+            gradient /= gradient.std((1, 2, 3), keepdims=True) + 1e-9
+            x = np.clip(smoothed(x + options.rate * gradient, 0.15), low, high).astype(np.float32)
+    means = [to_host(result(look.model, Tensor(a), layer).data).mean((2, 3)) for a in (start, x)]
+    return channels, x, np.stack([m[np.arange(n), channels] for m in means], 1)
+
+
 def main() -> None:
     words = parser(__doc__, "deepdream")
-    words.add_argument("--layer", help="a row of the network's table (default: the one in the middle)")
-    words.add_argument("--picture", type=int, default=0, help="its number in the data (%(default)s)")
-    words.add_argument("--size", type=int, default=96, help="pixels a side at the end (%(default)s)")
-    words.add_argument("--steps", type=int, default=15, help="in each of three octaves (%(default)s)")
-    words.add_argument("--rate", type=float, default=0.06, help="of a step, in standard deviations (%(default)s)")
+    words.add_argument("--layer", help="a row of the network's table, or `classes` (default: one early, one late, both)")
+    words.add_argument("--size", type=int, default=64, help="pixels a side at the end (%(default)s)")
+    words.add_argument("--steps", type=int, default=12, help="in each of three octaves (%(default)s)")
+    words.add_argument("--rate", type=float, default=0.08, help="of a step, in standard deviations (%(default)s)")
     options = words.parse_args()
     look = subject(options)
-    layer = options.layer or look.model.form.steps[len(look.model.form.steps) // 2].name
-    start = to_host(look.batch(np.array([options.picture])).data)
-    dream, shown, values = start, [], []
-    for octave, size in enumerate((options.size // 2, options.size * 3 // 4, options.size)):
-        dream = resized(dream, size)
-        for step in range(options.steps):
-            shift = [int(s) for s in uniform(Key(0).fold("shift", octave, step), (2,)) * 8]
-            x = Tensor(np.roll(dream, shift, (2, 3)), requires_grad=True)
-            value = excitement(look.model, x, layer)
-            value.backward()
-            gradient = np.roll(to_host(x.grad), [-s for s in shift], (2, 3))
-            dream = dream + options.rate * gradient / (np.abs(gradient).mean() + 1e-12)
-            dream = np.clip(
-                dream, ((0 - look.mean) / look.std)[:, None, None], ((1 - look.mean) / look.std)[:, None, None]
-            )
-            dream = dream.astype(np.float32)
-            values.append(value.item())
-        shown.append((f"{size}×{size}: {values[-1]:.3g}", dream))
-    path = options.out / f"{layer}.png"
-    with drawing(path, 10, 3) as figure:
-        for axes, (name, x) in zip(figure.subplots(1, 4), [(f"before: {values[0]:.3g}", start), *shown], strict=True):
-            axes.imshow(look.picture(x[0]))
-            axes.set_title(name, size=9)
-            axes.set_axis_off()
-    print(f"{layer}: mean square {values[0]:.3g} before, {values[-1]:.3g} after {len(values)} steps; drawn: {path}")
+    blocks = [step.name for step in look.model.form.steps if "pool" not in step.name]
+    names = [*(step.name for step in look.model.form.steps), "classes"]
+    if options.layer not in (None, *names):
+        raise MinigradError(no_such("layer", options.layer, names))
+    rows = [options.layer] if options.layer else [blocks[len(blocks) // 4], blocks[len(blocks) // 2], "classes"]
+    path = options.out / f"{options.layer or 'deepdream'}.png"
+    with drawing(path, 10, 0.3 + 1.75 * len(rows)) as figure:
+        for part, layer in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
+            channels, pictures, strength = dream(look, layer, options)
+            what = "class" if layer == "classes" else "channel"
+            print(f"{layer}: mean over {len(channels)} of what each {what} is at first {strength[:, 0].mean():.3g}, "
+                  f"after {3 * options.steps} steps {strength[:, 1].mean():.3g}", flush=True)  # fmt: skip
+            part.suptitle(f"{layer}: from the same smooth noise, what each {what} likes to see "
+                          "(its mean at first → now)", size=9)  # fmt: skip
+            for k, axes, x, (a, b) in zip(channels, part.subplots(1, 8).ravel(), pictures, strength, strict=False):
+                axes.imshow(look.picture(x))
+                name = look.about["classes"][k] if layer == "classes" else f"channel {k}"
+                axes.set_title(f"{name}\n{a:.2g} → {b:.2g}", size=8)
+            for axes in part.axes:
+                axes.set_axis_off()
+    print(f"drawn: {path}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from inception.models import create_model
 from inception.training.report import drawing
 from minigrad import Tensor, nn, no_grad, ops
 from minigrad.backend import to_host
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, no_such
 from minigrad.watch import each_op
 
 FRAME = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
@@ -67,7 +67,7 @@ def main() -> None:
     data, names = look.dataset, [step.name for step in look.model.form.steps]
     layer = options.layer or names[-1]
     if layer not in names:
-        raise MinigradError(f"there is no layer {layer!r}; there are {', '.join(names)}")
+        raise MinigradError(no_such("layer", layer, names))
     draw_filters(look, options.out / "filters.png")
 
     best, places, n = [], [], min(options.pictures, len(data))

@@ -17,7 +17,7 @@ import numpy as np
 from subject import parser, subject, told
 
 from inception.training.report import drawing
-from minigrad import Tensor, nn
+from minigrad import Tensor, nn, no_grad
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError
 
@@ -45,21 +45,23 @@ def evidence(model: Any, x: Tensor, classes: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     words = parser(__doc__, "gradcam")
-    words.add_argument("--mosaics", type=int, default=100, help="of four pictures, to measure on (%(default)s)")
+    words.add_argument("--mosaics", type=int, default=20, help="of four pictures, to measure on (%(default)s)")
     options = words.parse_args()
     look = subject(options)
     images, labels, classes, model = look.dataset.images, look.dataset.labels, look.dataset.classes, look.model
-    said = to_host(model(look.batch(np.arange(min(500, len(labels))))).data).argmax(1)
-    right = np.flatnonzero(said == labels[: len(said)])  # a map of a class that it takes for another shows nothing
+    rows = np.random.default_rng(0).permutation(len(labels))[: 10 * options.mosaics + 20]
+    with no_grad():
+        said = np.concatenate([to_host(model(look.batch(part)).data).argmax(1) for part in np.split(rows, rows[50::50])])
+    right = rows[said == labels[rows]]  # the map of a class that it takes for another would show nothing
     groups = [right[start : start + 4] for start in range(0, len(right) - 3, 4)]
     groups = [four for four in groups if len(set(labels[four])) == 4][: max(1, options.mosaics)]
     if not groups:
         raise MinigradError(f"--data {options.data}: too few pictures of four different classes are recognised")
     model.avgpool = Kept(model.avgpool)
-    rows = np.arange(min(5, len(labels)))
-    single = evidence(model, look.batch(rows), said[rows])
+    rows, said = rows[:5], said[:5]
+    single = evidence(model, look.batch(rows, requires_grad=True), said)
     fours = [np.vstack([np.hstack(images[four[:2]]), np.hstack(images[four[2:]])]) for four in groups]
-    maps = [evidence(model, look.tensor(np.stack([m] * 4)), labels[four]) for m, four in zip(fours, groups, strict=True)]
+    maps = [evidence(model, look.tensor(np.stack([m] * 4), requires_grad=True), labels[four]) for m, four in zip(fours, groups, strict=True)]
     h, w = (size // 2 for size in maps[0].shape[1:])
     own = [m[k, k // 2 * h :][:h, k % 2 * w :][:, :w].sum() / m[k].sum() for m in maps for k in range(4) if m[k].any()]
 
@@ -78,15 +80,15 @@ def main() -> None:
             extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
             return axes.imshow(heat / (heat.max() or 1), cmap="inferno", alpha=0.65, extent=extent, vmin=0, vmax=1)
 
-        for above, below, i in zip(grid[0], grid[1], rows, strict=False):
+        for above, below, i, k, heat in zip(grid[0], grid[1], rows, said, single, strict=False):
             show(above, images[i], f"is: {classes[labels[i]]}")
-            colour = "black" if said[i] == labels[i] else "#D55E00"
-            show(below, images[i], f"said: {classes[said[i]]}", single[i], colour)
+            colour = "black" if k == labels[i] else "#D55E00"
+            show(below, images[i], f"predicted, and the map for it:\n{classes[k]}", heat, colour)
         for axes, four, picture, heat in zip(grid[2:], groups, fours, maps, strict=False):
             show(axes[0], picture, "four in one")
             for k in range(4):
                 place = ("upper left", "upper right", "lower left", "lower right")[k]
-                bar = show(axes[k + 1], picture, f"{classes[labels[four[k]]]}\n({place})", heat[k])
+                bar = show(axes[k + 1], picture, f"map for {classes[labels[four[k]]]}\n({place})", heat[k])
         figure.colorbar(bar, ax=grid, shrink=0.4, label="evidence, of the largest in the map")
     print(f"of {len(own)} maps, for one class each of {len(groups)} mosaics: {np.mean(own):.0%} of the evidence lies in "
           f"the quarter that shows the class (without knowing where: 25%); drawn: {path}")  # fmt: skip

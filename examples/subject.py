@@ -66,6 +66,8 @@ def subject(options: argparse.Namespace) -> Subject:
     """The model and the pictures that the options name, for an example that draws; says how good the model is."""
     matplotlib_()  # missed now rather than when all is computed
     model, about = load_model(find(options.weights))
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # the examples change pictures, never weights
     size = about["size"][0]
     pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data, size=size)[1]
     if list(pictures.classes) != about["classes"]:
@@ -73,7 +75,8 @@ def subject(options: argparse.Namespace) -> Subject:
         raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "
                             "give --data with pictures of its classes")  # fmt: skip
     look = Subject(model, about, pictures, np.array(about["mean"]), np.array(about["std"]))
-    judged = dataclasses.replace(pictures, images=pictures.images[:JUDGED], labels=pictures.labels[:JUDGED])
+    rows = np.linspace(0, len(pictures) - 1, min(JUDGED, len(pictures))).astype(int)  # of all classes, if sorted by it
+    judged = dataclasses.replace(pictures, images=pictures.images[rows], labels=pictures.labels[rows])
     accuracy = evaluate(model, Loader(judged, 100, mean=look.mean, std=look.std), quiet=True).accuracy
     print(f"{options.weights}: {about['model']}, {accuracy:.1%} of {len(judged)} pictures of {pictures.name} recognised"
           + near_chance(accuracy, len(about["classes"]), len(judged)))  # fmt: skip
