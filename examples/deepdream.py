@@ -74,7 +74,7 @@ def dream(look: Subject, layer: str, options: Any) -> tuple[list[int], np.ndarra
 
 def main() -> None:
     words = parser(__doc__, "deepdream")
-    words.add_argument("--layer", help="a row of the network's table, or `classes` (default: one early, one late, both)")
+    words.add_argument("--layer", help="a row of the network's table, or `classes` (default: two rows and these)")
     words.add_argument("--size", type=int, default=64, help="pixels a side at the end (%(default)s)")
     words.add_argument("--steps", type=int, default=12, help="in each of three octaves (%(default)s)")
     words.add_argument("--rate", type=float, default=0.08, help="of a step, in standard deviations (%(default)s)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What has the network learnt to see? The filters of its first layer, and the pictures that excite single channels most.
+"""What has the network learnt to see? The filters of its first layer, and the pictures that excite a channel most.
 
 filters.png: the filters that training has changed most, before it and after, and what they make of a picture.
 LAYER.png: of some channels of a row of the network's table (--layer, its last by default) the pictures that excite

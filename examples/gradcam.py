@@ -51,7 +51,8 @@ def main() -> None:
     images, labels, classes, model = look.dataset.images, look.dataset.labels, look.dataset.classes, look.model
     rows = np.random.default_rng(0).permutation(len(labels))[: 10 * options.mosaics + 20]
     with no_grad():
-        said = np.concatenate([to_host(model(look.batch(part)).data).argmax(1) for part in np.split(rows, rows[50::50])])
+        parts = (rows[start : start + 50] for start in range(0, len(rows), 50))
+        said = np.concatenate([to_host(model(look.batch(part)).data).argmax(1) for part in parts])
     right = rows[said == labels[rows]]  # the map of a class that it takes for another would show nothing
     groups = [right[start : start + 4] for start in range(0, len(right) - 3, 4)]
     groups = [four for four in groups if len(set(labels[four])) == 4][: max(1, options.mosaics)]
@@ -61,7 +62,8 @@ def main() -> None:
     rows, said = rows[:5], said[:5]
     single = evidence(model, look.batch(rows, requires_grad=True), said)
     fours = [np.vstack([np.hstack(images[four[:2]]), np.hstack(images[four[2:]])]) for four in groups]
-    maps = [evidence(model, look.tensor(np.stack([m] * 4), requires_grad=True), labels[four]) for m, four in zip(fours, groups, strict=True)]
+    xs = (look.tensor(np.stack([picture] * 4), requires_grad=True) for picture in fours)
+    maps = [evidence(model, x, labels[four]) for x, four in zip(xs, groups, strict=True)]
     h, w = (size // 2 for size in maps[0].shape[1:])
     own = [m[k, k // 2 * h :][:h, k % 2 * w :][:, :w].sum() / m[k].sum() for m in maps for k in range(4) if m[k].any()]
 
@@ -72,7 +74,7 @@ def main() -> None:
         for axes in grid.ravel():
             axes.set_axis_off()
 
-        def show(axes: Any, picture: np.ndarray, title: str, heat: np.ndarray | None = None, colour: str = "black") -> Any:
+        def show(axes: Any, picture: Any, title: str, heat: Any = None, colour: str = "black") -> Any:
             axes.set_title(title, size=8, color=colour)
             if heat is None:
                 return axes.imshow(picture)
@@ -90,8 +92,8 @@ def main() -> None:
                 place = ("upper left", "upper right", "lower left", "lower right")[k]
                 bar = show(axes[k + 1], picture, f"map for {classes[labels[four[k]]]}\n({place})", heat[k])
         figure.colorbar(bar, ax=grid, shrink=0.4, label="evidence, of the largest in the map")
-    print(f"of {len(own)} maps, for one class each of {len(groups)} mosaics: {np.mean(own):.0%} of the evidence lies in "
-          f"the quarter that shows the class (without knowing where: 25%); drawn: {path}")  # fmt: skip
+    print(f"of {len(own)} maps, each for one class of {len(groups)} mosaics: {np.mean(own):.0%} of the evidence "
+          f"lies in the quarter that shows the class (without knowing where: 25%); drawn: {path}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def main() -> None:
         bars, *curves = figure.subplots(1, 3)
         for k, (name, colour) in enumerate(COLOURS.items()):
             counts = [row.multiply_adds / 1e6 for row in costs[name].rows if row.path in ("0", "1")]
-            bars.bar_label(bars.bar(np.arange(2) + 0.4 * k, counts, 0.36, color=colour, label=name), fmt="{:,.0f}", size=8)
+            drawn = bars.bar(np.arange(2) + 0.4 * k, counts, 0.36, color=colour, label=name)
+            bars.bar_label(drawn, fmt="{:,.0f}", size=8)
             epochs = reports[name]
             x = [epoch.number for epoch in epochs]
             curves[0].plot(x, [epoch.test.loss for epoch in epochs], marker="o", color=colour, label=name)
