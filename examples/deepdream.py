@@ -9,6 +9,7 @@ pixel keeps its place; the gradient is smoothed and brought to one length; and t
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,17 @@ def result(model: Any, x: Tensor, layer: str) -> Tensor:
     return model.fc1(model.flatten(model.avgpool(x)))
 
 
+def strengths(model: Any, x: np.ndarray, layer: str) -> np.ndarray:
+    """The mean of each channel of each picture, (N, C)."""
+    y = to_host(result(model, Tensor(x), layer).data)
+    return y.reshape(*y.shape[:2], -1).mean(2)
+
+
 def resized(x: np.ndarray, size: int) -> np.ndarray:
-    """(N, 3, H, W) to (N, 3, size, size), linearly between the middles of pixels."""
-    for axis in (2, 3):
-        at = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
-        low = np.minimum(at.astype(int), x.shape[axis] - 2)
-        share = (at - low).reshape((-1, 1) if axis == 2 else (1, -1)).astype(x.dtype)
-        x = np.take(x, low, axis) * (1 - share) + np.take(x, low + 1, axis) * share
-    return x
+    """(N, 3, S, S) to (N, 3, size, size), linearly between the middles of pixels."""
+    at = np.clip((np.arange(size) + 0.5) * x.shape[-1] / size - 0.5, 0, x.shape[-1] - 1)
+    share = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(x.shape[-1])))  # (size, S): of each old pixel in each new
+    return (share @ x @ share.T).astype(np.float32)
 
 
 def smoothed(x: np.ndarray, share: float) -> np.ndarray:
@@ -51,10 +55,9 @@ def dream(look: Subject, layer: str, options: Any) -> tuple[list[int], np.ndarra
     """Channels of a layer, a picture for each (N, 3, size, size), and how strong each is at first and then (N, 2)."""
     low, high = (((edge - look.mean) / look.std)[:, None, None] for edge in (0, 1))
     noise = (uniform(Key(0).fold("start"), (1, 3, 6, 6)) - 0.5).astype(np.float32)
-    first = result(look.model, Tensor(resized(noise, options.size // 2)), layer).data.mean((2, 3))[0]
-    channels = [int(k) for k in np.flatnonzero(first)][:8]  # a channel that ReLU has at 0 everywhere has no gradient
-    n = len(channels)
-    x = np.repeat(noise, n, 0)
+    first = strengths(look.model, resized(noise, options.size // 2), layer)[0]
+    channels = [int(k) for k in np.flatnonzero(first)][:10]  # where ReLU has all at 0, there is no gradient
+    n, x = len(channels), np.repeat(noise, len(channels), 0)
     start = resized(x, options.size)
     for octave, side in enumerate((options.size // 2, options.size * 3 // 4, options.size)):
         x = resized(x, side)
@@ -67,9 +70,8 @@ def dream(look: Subject, layer: str, options: Any) -> tuple[list[int], np.ndarra
             (y * Tensor(chosen)).sum().backward()
             gradient = smoothed(np.roll(to_host(moved.grad), [-s for s in shift], (2, 3)), 0.5)
             gradient /= gradient.std((1, 2, 3), keepdims=True) + 1e-9
-            x = np.clip(smoothed(x + options.rate * gradient, 0.15), low, high).astype(np.float32)
-    means = [to_host(result(look.model, Tensor(a), layer).data).mean((2, 3)) for a in (start, x)]
-    return channels, x, np.stack([m[np.arange(n), channels] for m in means], 1)
+            x = np.clip(smoothed(x + 0.08 * gradient, 0.15), low, high).astype(np.float32)
+    return channels, x, np.stack([strengths(look.model, a, layer)[np.arange(n), channels] for a in (start, x)], 1)
 
 
 def main() -> None:
@@ -77,24 +79,23 @@ def main() -> None:
     words.add_argument("--layer", help="a row of the network's table, or `classes` (default: two rows and these)")
     words.add_argument("--size", type=int, default=64, help="pixels a side at the end (%(default)s)")
     words.add_argument("--steps", type=int, default=12, help="in each of three octaves (%(default)s)")
-    words.add_argument("--rate", type=float, default=0.08, help="of a step, in standard deviations (%(default)s)")
+    words.set_defaults(weights=Path("googlenet_small"), data=None)  # it has seen more to dream of; noise is enough
     options = words.parse_args()
     look = subject(options)
-    blocks = [step.name for step in look.model.form.steps if "pool" not in step.name]
     names = [*(step.name for step in look.model.form.steps), "classes"]
+    blocks = [name for name in names[:-1] if "pool" not in name]
     if options.layer not in (None, *names):
         raise MinigradError(no_such("layer", options.layer, names))
     rows = [options.layer] if options.layer else [blocks[len(blocks) // 4], blocks[len(blocks) // 2], "classes"]
     path = options.out / f"{options.layer or 'deepdream'}.png"
-    with drawing(path, 10, 0.3 + 1.75 * len(rows)) as figure:
+    with drawing(path, 11, 0.3 + 1.6 * len(rows)) as figure:
         for part, layer in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
             channels, pictures, strength = dream(look, layer, options)
             what = "class" if layer == "classes" else "channel"
-            print(f"{layer}: mean over {len(channels)} of what each {what} is at first {strength[:, 0].mean():.3g}, "
-                  f"after {3 * options.steps} steps {strength[:, 1].mean():.3g}", flush=True)  # fmt: skip
-            part.suptitle(f"{layer}: from the same smooth noise, what each {what} likes to see "
-                          "(its mean at first → now)", size=9)  # fmt: skip
-            for k, axes, x, (a, b) in zip(channels, part.subplots(1, 8).ravel(), pictures, strength, strict=False):
+            a, b = strength.mean(0)
+            print(f"{layer}: {len(channels)} × {what}, mean {a:.3g} before, {b:.3g} after {3 * options.steps} steps")
+            part.suptitle(f"{layer}: what each {what} makes of the same smooth noise (its mean before → after)", size=9)
+            for k, axes, x, (a, b) in zip(channels, part.subplots(1, 10), pictures, strength, strict=False):
                 axes.imshow(look.picture(x))
                 name = look.about["classes"][k] if layer == "classes" else f"channel {k}"
                 axes.set_title(f"{name}\n{a:.2g} → {b:.2g}", size=8)

@@ -36,9 +36,8 @@ def draw_filters(look: Subject, path: Path) -> None:
     even = [float(np.median(np.abs(w.sum((1, 2, 3))) / np.abs(w).sum((1, 2, 3)))) for w in (fresh, trained)]
     with drawing(path, 9.5, 4.6) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(1, 10))
-        axes = left.subplots()
-        axes.imshow(look.dataset.images[0])
-        axes.set_title("a picture", size=9)
+        left.subplots().imshow(look.dataset.images[0])
+        left.axes[0].set_title("a picture", size=9)
         kinds = zip(("fresh, as training begins", "trained"), (fresh, trained), even, strict=True)
         for part, (name, filters, share) in zip(right.subfigures(2, 1), kinds, strict=True):
             part.suptitle(f"{name}: filters (grey is 0), and what each makes of the picture; "
@@ -76,8 +75,7 @@ def main() -> None:
         with no_grad(), each_op(look.model, lambda e, maps=maps: maps.update({e.path: to_host(e.outputs[0][1])})):
             look.model(look.batch(np.arange(start, min(start + 50, n))))
         flat = maps[layer].reshape(*maps[layer].shape[:2], -1)
-        best.append(flat.max(2))
-        places.append(flat.argmax(2))
+        best.append(flat.max(2)), places.append(flat.argmax(2))
     grid = maps[layer].shape[2:]
     value, place = np.concatenate(best), np.concatenate(places)  # (pictures, channels)
     tops = np.argsort(-value, axis=0)[:8]  # (8, channels): the pictures that excite each most
@@ -91,8 +89,7 @@ def main() -> None:
         for (common, k), row in zip(channels, figure.subplots(len(channels), 9, squeeze=False), strict=True):
             for axes in row:
                 axes.set_axis_off()
-            count = (data.labels[tops[:, k]] == common).sum()
-            text = f"channel {k}\n{count} of the 8 are\n{data.classes[common]}"
+            text = f"channel {k}\n{(data.labels[tops[:, k]] == common).sum()} of the 8 are\n{data.classes[common]}"
             row[0].text(1, 0.5, text, size=8, va="center", ha="right", transform=row[0].transAxes)
             for axes, picture in zip(row[1:], tops[:, k], strict=False):
                 axes.imshow(data.images[picture])

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from subject import near_chance, told
 
 from inception.data import DataError, Loader, Preprocessing, find_pictures, load_shapes, mean_and_std, open_data
 from inception.models import create_model, register
-from inception.models.blocks import InceptionBlock, conv, max_pool
+from inception.models.blocks import conv, max_pool
 from inception.models.googlenet import POOL, Row, rows
 from inception.models.network import Form, InputSize, Step
 from inception.training import RECIPES, evaluate, to_tensor, train
@@ -40,7 +39,7 @@ MINE = Form(
     name="mine",
     about="three Inception modules for pictures of 64×64",
     size=InputSize(64, least=16),
-    steps=rows([Step("conv1", conv(16, 3, 2), 16)], TABLE, max_pool(3, 2), partial(InceptionBlock, kernels=(5,))),
+    steps=rows([Step("conv1", conv(16, 3, 2), 16)], TABLE, max_pool(3, 2)),
     classes=5,
 )
 register(MINE)  # from here on create_model, load_model and the command line called from this program know "mine"

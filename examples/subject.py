@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inception.data import Dataset, Loader, load_shapes, normalise, open_data
+from inception.data import Loader, load_shapes, normalise, open_data
 from inception.training import evaluate, to_tensor
 from inception.training.report import matplotlib_
 from inception.weights import load_model, shipped
@@ -30,7 +30,7 @@ class Subject(NamedTuple):
 
     model: Any  # an Inception
     about: dict[str, Any]  # what the file says of it
-    dataset: Dataset
+    dataset: Any  # a Dataset; None for an example that needs none
     mean: np.ndarray  # (3,), of pixels in [0, 1]
     std: np.ndarray
 
@@ -68,19 +68,22 @@ def subject(options: argparse.Namespace) -> Subject:
     model, about = load_model(find(options.weights))
     for parameter in model.parameters():
         parameter.requires_grad = False  # the examples change pictures, never weights
+    mean, std = np.array(about["mean"]), np.array(about["std"])
+    if options.data is None:
+        print(f"{options.weights}: {about['model']}; test accuracy, as the file says: {about.get('test_accuracy')}")
+        return Subject(model, about, None, mean, std)
     size = about["size"][0]
     pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data, size=size)[1]
     if list(pictures.classes) != about["classes"]:
         theirs, ours = (", ".join(names[:3]) for names in (about["classes"], pictures.classes))
         raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "
                             "give --data with pictures of its classes")  # fmt: skip
-    look = Subject(model, about, pictures, np.array(about["mean"]), np.array(about["std"]))
     rows = np.linspace(0, len(pictures) - 1, min(JUDGED, len(pictures))).astype(int)  # of all classes, if sorted by it
     judged = dataclasses.replace(pictures, images=pictures.images[rows], labels=pictures.labels[rows])
-    accuracy = evaluate(model, Loader(judged, 100, mean=look.mean, std=look.std), quiet=True).accuracy
+    accuracy = evaluate(model, Loader(judged, 100, mean=mean, std=std), quiet=True).accuracy
     print(f"{options.weights}: {about['model']}, {accuracy:.1%} of {len(judged)} pictures of {pictures.name} recognised"
           + near_chance(accuracy, len(about["classes"]), len(judged)))  # fmt: skip
-    return look
+    return Subject(model, about, pictures, mean, std)
 
 
 def near_chance(accuracy: float, classes: int, pictures: int) -> str:
