@@ -85,7 +85,7 @@ def main() -> None:
         for above, below, i, k, heat in zip(grid[0], grid[1], rows, said, single, strict=False):
             show(above, images[i], f"is: {classes[labels[i]]}")
             colour = "black" if k == labels[i] else "#D55E00"
-            show(below, images[i], f"predicted, and the map for it:\n{classes[k]}", heat, colour)
+            show(below, images[i], f"map for its prediction,\n{classes[k]}", heat, colour)
         for axes, four, picture, heat in zip(grid[2:], groups, fours, maps, strict=False):
             show(axes[0], picture, "four in one")
             for k in range(4):

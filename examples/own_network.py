@@ -74,7 +74,9 @@ def main() -> None:
         mean, std = mean_and_std(train_set)
         model = create_model("mine", num_classes=len(train_set.classes))
         print(f"mine: {sum(p.size for p in model.parameters()):,} parameters, classes {', '.join(train_set.classes)}")
-        recipe = dataclasses.replace(RECIPES["shapes"], epochs=options.epochs, batch_size=32)
+        recipe = dataclasses.replace(
+            RECIPES["shapes"], epochs=options.epochs, batch_size=32, optimizer="adamw", lr=0.01
+        )
         train(model, Loader(train_set, 32, mean=mean, std=std, shuffle=True, drop_last=True), recipe)
         about = {"model": "mine", "options": {"num_classes": len(train_set.classes)}, "size": [64, 64],
                  "classes": list(train_set.classes), "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
