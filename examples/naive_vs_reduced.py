@@ -70,7 +70,7 @@ def train(name: str, train_set: Dataset, test_set: Dataset, epochs: int) -> tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=5000, help="shapes to train on (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over them (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over them (%(default)s)")
     parser.add_argument("--test", type=int, default=1000, help="shapes to test on (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/naive_vs_reduced"), help="folder of the drawing")
     options = parser.parse_args()
