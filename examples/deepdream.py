@@ -88,14 +88,15 @@ def main() -> None:
         raise MinigradError(no_such("layer", options.layer, names))
     rows = [options.layer] if options.layer else [blocks[len(blocks) // 4], blocks[len(blocks) // 2], "classes"]
     path = options.out / f"{options.layer or 'deepdream'}.png"
-    with drawing(path, 11, 0.3 + 1.6 * len(rows)) as figure:
+    shape, height = ((2, 5), 5.6) if options.layer else ((1, 10), 5.1)
+    with drawing(path, 11, height) as figure:
         for part, layer in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
             channels, pictures, strength = dream(look, layer, options)
             what = "class" if layer == "classes" else "channel"
             a, b = strength.mean(0)
             print(f"{layer}: {len(channels)} × {what}, mean {a:.3g} before, {b:.3g} after {3 * options.steps} steps")
             part.suptitle(f"{layer}: what each {what} makes of the same smooth noise (its mean before → after)", size=9)
-            for k, axes, x, (a, b) in zip(channels, part.subplots(1, 10), pictures, strength, strict=False):
+            for k, axes, x, (a, b) in zip(channels, part.subplots(*shape).ravel(), pictures, strength, strict=False):
                 axes.imshow(look.picture(x))
                 name = look.about["classes"][k] if layer == "classes" else f"channel {k}"
                 axes.set_title(f"{name}\n{a:.2g} → {b:.2g}", size=8)
