@@ -4,7 +4,9 @@
     python -m benchmarks profile                where a step's time goes: kernels, layers, matrix products
     python -m benchmarks growth                 time per picture against batch, picture size and threads
     python -m benchmarks memory                 what is kept for backward: by `summary`, and as measured
-    python -m benchmarks --report DIR           all of these, as results.json and pictures in DIR
+    python -m benchmarks family                 a training step of every network at its native size, as a Markdown table
+    python -m benchmarks --report DIR           all of these, as results.json and pictures in DIR; what is there already
+                                                of parts that are not measured now stays
 
 Every network runs in a process of its own, ours and the peers' in turn, with the same number of threads. A ratio is
 our time over the peer's, the median over the rounds: below 1 we are faster. Use a machine that does nothing else.
@@ -17,7 +19,9 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from benchmarks import plots
 from benchmarks.measure import (
@@ -33,11 +37,12 @@ from benchmarks.measure import (
     machine,
     start,
 )
-from inception.models import create_model
+from inception.models import create_model, form_of, list_models
+from inception.weights import replace_file
 from minigrad import set_num_threads, summary
-from minigrad.errors import no_such
+from minigrad.errors import MinigradError, no_such
 
-PARTS = ("compare", "profile", "growth", "memory")
+PARTS = ("compare", "profile", "growth", "memory", "family")
 TITLES = {"evaluate": "evaluation", "forward": "forward", "step": "training step"}
 EAGER = ("torch", "torch_channels_last")
 # name -> (model, classes, [(size, batch), …], how many of them with --quick)
@@ -47,7 +52,8 @@ GROWTH = {
     "small, picture size": ("googlenet_small", 10, [(size, 32) for size in (32, 48, 64, 80, 96)], 2),
     "googlenet_bn, picture size": ("googlenet_bn", 1000, [(size, 4) for size in (64, 128, 192, 224, 256, 288)], 2),
 }
-MINUTES = {"compare": 5, "profile": 1, "growth": 6, "memory": 1}  # on two cores, with PyTorch
+FAMILY_BATCH = 2  # with 1, batch norm has a single value a channel in inception_v3's head
+MINUTES = {"compare": 5, "profile": 1, "growth": 6, "memory": 1, "family": 4}  # on two cores, with PyTorch
 
 
 def main() -> int:
@@ -56,7 +62,10 @@ def main() -> int:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; compare if left out")
     parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="may be repeated")
-    parser.add_argument("--batch", type=positive, help="instead of the workload's own")
+    parser.add_argument(
+        "--models", nargs="+", choices=list_models(), metavar="MODEL", help="of family: all if left out"
+    )
+    parser.add_argument("--batch", type=positive, help=f"instead of the workload's own, or {FAMILY_BATCH} of family")
     parser.add_argument("--threads", type=positive, default=cores(), help="all cores if left out")
     parser.add_argument("--rounds", type=positive, help="of compare: 3, or 1 with --quick")
     parser.add_argument(
@@ -75,16 +84,18 @@ def main() -> int:
         if args.report:  # before minutes of measuring, not after
             plots.check()
             args.report.mkdir(parents=True, exist_ok=True)
+        results = Results(args)
         minutes = 1 if args.quick else sum(MINUTES[part] for part in parts)
         print(
             f"{', '.join(parts)}: about {minutes} min" + ("" if args.compile else "; torch.compile only with --compile")
         )
-        results = measured(args, parts)
-        if args.report:
-            (args.report / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            pictures = plots.draw(results, args.report)
-            print("written:", *[args.report / "results.json", *pictures])
-    except (Failed, plots.NoPlots, OSError) as error:
+        measure_parts(args, parts, results)
+        if results.path:
+            print("written:", results.path, *plots.draw(results.parts, args.report))
+    except KeyboardInterrupt:
+        print("stopped" + (f"; what was measured is in {results.path}" if args.report else ""), file=sys.stderr)
+        return 130
+    except (Failed, plots.NoPlots, MinigradError, OSError) as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -96,8 +107,38 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def measured(args: argparse.Namespace, parts: tuple[str, ...]) -> Record:
-    """Measure and print each part; everything measured, as it goes into results.json."""
+class Results:
+    """What results.json holds: each part with the conditions under which it was measured. Those of before stay."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.path = args.report / "results.json" if args.report else None
+        self.parts: Record = {}
+        if self.path and self.path.exists():
+            try:
+                self.parts = json.loads(self.path.read_text(encoding="utf-8"))
+                ours = all({"found", "machine", "quick"} <= part.keys() for part in self.parts.values())
+            except (ValueError, AttributeError):
+                ours = False
+            if not ours:
+                raise Failed(f"{self.path} was not written by this program: move it away")
+        self.conditions: Record = {"machine": machine(), "quick": args.quick, "threads": args.threads}
+        self.conditions["default_malloc"] = args.default_malloc
+
+    def keep(self, part: str, found: Any, started: float) -> None:
+        """Write what has been found so far."""
+        minutes = round((time.perf_counter() - started) / 60, 1)
+        self.parts[part] = self.conditions | {"minutes": minutes, "found": found}
+        text = json.dumps(self.parts, indent=1) + "\n"
+
+        def write(file: BinaryIO) -> None:
+            file.write(text.encode())
+
+        if self.path:
+            replace_file(self.path, write)
+
+
+def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Results) -> None:
+    """Measure, print and keep each part."""
     works = {}
     for name in args.workload or ("small", "googlenet"):
         work = WORKLOADS[name]
@@ -105,27 +146,31 @@ def measured(args: argparse.Namespace, parts: tuple[str, ...]) -> Record:
     whos = [who for who in installed() if who != "torch_compile" or args.compile]
     if whos == ["ours"]:
         print("PyTorch is not installed: nothing to compare with")
-    results: Record = {"machine": machine(), "quick": args.quick, "threads": args.threads}
-    results["default_malloc"] = args.default_malloc
-    started = time.perf_counter()
-    print(" · ".join(f"{key} {value}" for key, value in results["machine"].items()), end="\n\n")
+    print(" · ".join(f"{key} {value}" for key, value in results.conditions["machine"].items()), end="\n\n")
+    found: Any
     for part in parts:
+        started = time.perf_counter()
         if part == "compare":
-            results[part] = compare(works, whos, args)
-            print_compare(results[part])
+            found = compare(works, whos, args)
+            print_compare(found)
         elif part == "profile":
             steps = 1 if args.quick else 3
             jobs = {name: Job("ours", [work], [args.threads], ["profile"], steps) for name, work in works.items()}
-            results[part] = {name: start(job)[0] for name, job in jobs.items()}
-            print_profile(results[part])
+            found = {name: start(job)[0] for name, job in jobs.items()}
+            print_profile(found)
         elif part == "growth":
-            results[part] = growth(whos, args)
-            print_growth(results[part])
+            found = growth(whos, args)
+            print_growth(found)
+        elif part == "memory":
+            found = memory(works, whos)
+            print_memory(found)
         else:
-            results[part] = memory(works, whos)
-            print_memory(results[part])
-    results["minutes"] = round((time.perf_counter() - started) / 60, 1)
-    return results
+            found = []
+            for row in family(args):
+                found.append(row)
+                results.keep(part, found, started)
+            print()
+        results.keep(part, found, started)
 
 
 def table(head: str, rows: list[tuple], left: int) -> None:
@@ -274,6 +319,24 @@ def print_memory(rows: list[Record]) -> None:
         cells = (f"{counted / 2**20:.1f} MB", f"{ours / 2**20:.1f} MB", f"{counted / ours:.3f}", ", ".join(peers))
         lines.append((f"{r['workload']}, batch {r['batch']}", *cells))
     table("workload|summary says|measured|summary ÷ measured|peers", lines, 1)
+
+
+# --- family
+
+
+def family(args: argparse.Namespace) -> Iterator[Record]:
+    """Every network at the size, with the classes and the heads it was published with; printed as it is measured."""
+    print("| network | pictures | forward, ms | backward, ms | update, ms | images/s | memory, MB |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.models or list_models():
+        form = form_of(name)
+        work = Workload(name, form.size.native, form.classes, args.batch or FAMILY_BATCH, form.aux_logits)
+        (row,) = start(Job("ours", [work], [args.threads], ["parts_of_step"], 1 if args.quick else 3))
+        row["images_per_second"] = work.batch / sum(row["seconds"].values())
+        times = " | ".join(f"{seconds * 1e3:,.1f}" for seconds in row["seconds"].values())
+        rate, mb = row["images_per_second"], row["mb"] - row["bare_mb"]
+        print(f"| `{name}` | {work.batch}×{work.size}×{work.size} | {times} | {rate:.2f} | {mb:,.0f} |", flush=True)
+        yield row
 
 
 if __name__ == "__main__":

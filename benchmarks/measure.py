@@ -70,6 +70,16 @@ class Network:
         self.loss().backward()
         self.update()
 
+    def parts_of_step(self) -> dict[str, float]:
+        """Take a step; the seconds of its parts."""
+        start = time.perf_counter()
+        loss = self.loss()
+        forward = time.perf_counter()
+        loss.backward()
+        backward = time.perf_counter()
+        self.update()
+        return {"forward": forward - start, "backward": backward - forward, "update": time.perf_counter() - backward}
+
 
 class Job(NamedTuple):
     """What one process measures: for every workload in turn every measure, for every number of threads in turn."""
@@ -82,9 +92,11 @@ class Job(NamedTuple):
     keep_memory: bool = True  # False: a peer with the C library's own setting
 
     def run(self) -> list[Record]:
-        """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call."""
+        """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call;
+        bare_mb: before the first network was built."""
         records: list[Record] = []
         build = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build
+        bare_mb = peak_mb()
         for work in self.works:
             if self.measures == ["profile"]:
                 profile = importlib.import_module("benchmarks.profiling").profile
@@ -98,22 +110,35 @@ class Job(NamedTuple):
                     continue
                 for n in self.threads:
                     network.set_threads(n)
-                    seconds = median_time(getattr(network, measure), self.repeats)
+                    if measure == "parts_of_step":
+                        seconds: Any = median_times(network.parts_of_step, self.repeats)
+                    else:
+                        seconds = median_time(getattr(network, measure), self.repeats)
                     records.append(what | {"measure": measure, "threads": n, "seconds": seconds})
-                    records[-1] |= {"mb": peak_mb(), "start_mb": start_mb}
+                    records[-1] |= {"mb": peak_mb(), "start_mb": start_mb, "bare_mb": bare_mb}
         return records
 
 
 def median_time(call: Callable[[], Any], repeats: int) -> float:
-    """Of so many calls, or of as many as fit into a third of a second; up to two before them are not counted."""
-    times: list[float] = []
-    for _ in range(min(repeats, 2)):
-        call()
-    while len(times) < repeats or (sum(times) < 0.3 and len(times) < 50):
+    """Seconds of a call, by `median_times`."""
+
+    def timed() -> dict[str, float]:
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return {"": time.perf_counter() - start}
+
+    return median_times(timed, repeats)[""]
+
+
+def median_times(timed: Callable[[], dict[str, float]], repeats: int) -> dict[str, float]:
+    """Of each part of a call that times itself: the median of so many calls, or of as many as fit into a third of a
+    second; up to two before them are not counted."""
+    times: list[dict[str, float]] = []
+    for _ in range(min(repeats, 2)):
+        timed()
+    while len(times) < repeats or (sum(sum(parts.values()) for parts in times) < 0.3 and len(times) < 50):
+        times.append(timed())
+    return {part: statistics.median(parts[part] for parts in times) for part in times[0]}
 
 
 def peak_mb() -> float:

@@ -40,6 +40,10 @@ class Ours(Network):
         with blas_on_one_thread():
             super().step()
 
+    def parts_of_step(self) -> dict[str, float]:
+        with blas_on_one_thread():
+            return super().parts_of_step()
+
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()

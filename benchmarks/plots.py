@@ -25,7 +25,7 @@ def check() -> None:
 
 
 def draw(results: Record, folder: Path) -> list[Path]:
-    """Write one picture, 900 pixels wide, for each part that was measured."""
+    """Write one picture, 900 pixels wide, for each part of results.json that has one."""
     check()
     import matplotlib
     from matplotlib.figure import Figure
@@ -41,15 +41,17 @@ def draw(results: Record, folder: Path) -> list[Path]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
         for part, plot in (("compare", comparison), ("growth", growth), ("profile", profile)):
-            if part not in results or (part == "compare" and all(r["who"] == "ours" for r in results[part])):
+            if part not in results:
+                continue
+            found, where = results[part]["found"], results[part]["machine"]
+            if part == "compare" and all(r["who"] == "ours" for r in found):
                 continue
             figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-            plot(figure, results[part])
-            where = results["machine"]
+            plot(figure, found)
             versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
             figure.supxlabel(
                 f"{where['cpu']}, {where['cores']} cores, {versions}, {where['date']}"
-                + (" – a quick run: figures mean little" if results["quick"] else ""),
+                + (" – a quick run: figures mean little" if results[part]["quick"] else ""),
                 fontsize=8, color=GREY,
             )  # fmt: skip
             written.append(folder / f"{part}.png")

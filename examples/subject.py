@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inception.data import Loader, load_shapes, normalise, open_data
+from inception.data import Loader, Preprocessing, load_shapes, normalise, open_data
 from inception.training import evaluate, to_tensor
 from inception.training.report import matplotlib_
 from inception.weights import load_model, shipped
@@ -68,12 +68,13 @@ def subject(options: argparse.Namespace) -> Subject:
     model, about = load_model(find(options.weights))
     for parameter in model.parameters():
         parameter.requires_grad = False  # the examples change pictures, never weights
-    mean, std = np.array(about["mean"]), np.array(about["std"])
+    prepared = Preprocessing.of(about)
+    mean, std = np.array(prepared.mean), np.array(prepared.std)
     if options.data is None:
         print(f"{options.weights}: {about['model']}; test accuracy, as the file says: {about.get('test_accuracy')}")
         return Subject(model, about, None, mean, std)
-    size = about["size"][0]
-    pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data, size=size)[1]
+    pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data)[1]
+    pictures = prepared.dataset(pictures)
     if list(pictures.classes) != about["classes"]:
         theirs, ours = (", ".join(names[:3]) for names in (about["classes"], pictures.classes))
         raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json as json_
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -22,7 +23,7 @@ from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, r
 from inception.training.log import as_json
 from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
 from minigrad import no_grad, ops
-from minigrad.backend import to_host
+from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
 from minigrad.errors import MinigradError, did_you_mean, no_such
 from minigrad.watch import columns
 
@@ -56,8 +57,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     args = vars(_parser(prog).parse_args(argv))
     command = args.pop("command")
     try:
-        if name := args.pop("backend", None):
-            minigrad.set_backend(name)
+        name, device = args.pop("backend", None), args.pop("device", None)
+        if name is not None or device is not None:
+            minigrad.set_backend(name or os.environ.get("MINIGRAD_BACKEND", "numpy"), device)
+        if precision := args.pop("precision", None):
+            minigrad.set_precision(precision)
+        backend()  # what the environment says is wrong is told here, not in the middle of something
         if (threads := args.pop("threads", None)) is not None:
             minigrad.set_num_threads(threads)
         with np.errstate(all="ignore"):  # what is not finite is told in a sentence, not in NumPy's warnings
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # CuPy's
             raise
-        print(f"error: out of memory ({error}): {_cheaper(command, args)}", file=sys.stderr)
+        print(f"error: out of memory ({error}; {memory_report()}): {_cheaper(command, args)}", file=sys.stderr)
     return 1
 
 
@@ -89,9 +94,9 @@ def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
         return "lower --size"
     if "resume" in args:
         return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
-    if command in (_train, _evaluate):
-        return "lower --batch-size, or choose a smaller network"
-    return "choose a smaller network"
+    if command is _train:
+        return "lower --batch-size or --width, choose a smaller network, or set `recompute` of its modules in a program"
+    return "lower --batch-size" if "batch_size" in args else "choose a smaller network"
 
 
 # ---- train ----
@@ -207,21 +212,17 @@ def _file_or_shipped(weights: Path) -> Path:
     return weights if weights.suffix or weights.exists() else shipped(str(weights))
 
 
-def _evaluate(weights: Path, data: str, split: str, batch_size: int, quiet: bool, json: bool) -> int:
-    model, about = load_model(_file_or_shipped(weights))
-    dataset = dict(zip(("train", "test"), open_data(data, size=about["size"][0], quiet=quiet or json), strict=True))[
-        split
-    ]
+def _evaluate(weights: Path, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
+    network, about = load_model(_file_or_shipped(weights), model)
+    prepared = Preprocessing.of(about)
+    dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
         raise DataError(
             f"--data {data}: its classes ({_some(dataset.classes)}) are not those that {weights} "
             f"tells apart ({_some(about['classes'])}): name the data that it was trained on"
         )
-    prepared = Preprocessing.of(about)
-    if prepared.channels != "RGB":
-        raise DataError(f"{weights}: evaluate reads pictures as RGB, this network wants {prepared.channels}")
     mean, std = np.array(prepared.mean), np.array(prepared.std)
-    loss, right, seen = tally(model, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
+    loss, right, seen = tally(network, Loader(dataset, batch_size, mean=mean, std=std), quiet=quiet or json)
     shares = [float(r / s) if s else float("nan") for r, s in zip(right, seen, strict=True)]
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
     if json:
@@ -250,7 +251,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         help="loss and accuracy of a trained network",
-        description="Loss and accuracy of a trained network on a data set, in all and by class.\n\n"
+        description="Loss and accuracy of a trained network on a data set, in all and by class. Pictures are prepared\n"
+        "as the weights say, as predict does it.\n\n"
         "example: python -m inception evaluate runs/weights.npz --data DIR",
     )
     parser.add_argument(
@@ -262,6 +264,7 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
+    _add_foreign(parser)
 
 
 # ---- predict ----
@@ -429,7 +432,8 @@ def _summary(model: str, size: int | None, classes: int | None, aux: bool | None
         rows = [row._asdict() for row in found.rows]
         print(as_json({"model": model, "size": size, **found._asdict(), "rows": rows}))
     else:
-        print(found)
+        heads = "; its auxiliary heads are among the rows" if network.aux_logits else ""
+        print(f"{model}: {network.form.about}\nfor one picture of {size}×{size} in training{heads}\n\n{found}")
     return 0
 
 
@@ -460,10 +464,13 @@ def _compare(models: list[str], quiet: bool, json: bool) -> int:
         for line in found:
             print(as_json(line._asdict()))
         return 0
-    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "saved for backward")]
+    lines: list[tuple[str, ...]] = [("model", "size", "parameters", "heads add", "multiply-adds", "bytes kept")]
     for line in found:
         lines.append((line.name, str(line.size), *(f"{n:,}" for n in line[3:])))
-    print(columns(lines, left=1))
+    print(columns(lines, left=1), end="\n\n")
+    width = max(len(line.name) for line in found)
+    for line in found:
+        print(f"{line.name:{width}}  {line.about}")
     return 0
 
 
@@ -474,7 +481,8 @@ def _add_compare(commands: Any) -> None:
         _compare,
         help="what the networks cost, side by side",
         description="Size of the pictures, parameters, and for one picture multiply-adds and bytes kept for backward,\n"
-        "each network as published. Parameters and multiply-adds are without auxiliary heads.\n\n"
+        "each network as published, and what each is. All but the column 'heads add' (parameters) is without\n"
+        "auxiliary heads, which summary counts if the network was published with them.\n\n"
         "example: python -m inception compare googlenet inception_v3 inception_v4",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="(default: all of them)")
@@ -488,14 +496,15 @@ def _add_summary(commands: Any) -> None:
         _summary,
         help="layers, shapes, parameters, cost and memory of a network",
         description="Each layer's output and parameters, and for one picture multiply-adds and bytes kept for\n"
-        "backward.\n\n"
+        "backward. Branches that read the same run as one op: what it keeps stands in the first one's row.\n\n"
         "example: python -m inception summary googlenet --depth 1",
     )
     parser.add_argument("model", choices=list_models(), metavar="MODEL", help=", ".join(list_models()))
     parser.add_argument("--size", type=int, default=None, metavar="S",
                         help="side of the picture, pixels (default: as published)")  # fmt: skip
     parser.add_argument("--classes", type=int, default=None, metavar="N", help="(default: as published)")
-    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None, help="with auxiliary heads")
+    parser.add_argument("--aux", action=argparse.BooleanOptionalAction, default=None,
+                        help="with auxiliary heads (default: as published)")  # fmt: skip
     parser.add_argument("--depth", type=int, default=None, metavar="N", help="fold layers deeper than this")
     parser.add_argument("--table-1", action="store_true", default=False,
                         help="the rows of the paper's table; GoogLeNet: beside its numbers")  # fmt: skip
@@ -525,7 +534,11 @@ def _add_command(commands: Any, name: str, run: Callable[..., int], **texts: str
 
 def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> None:
     group = parser.add_argument_group("machine and output")
-    group.add_argument("--backend", choices=["numpy", "cupy"], help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--backend", choices=BACKENDS, help="(default: MINIGRAD_BACKEND, or numpy)")
+    group.add_argument("--device", type=int, metavar="N", help="which GPU, from 0 (default: MINIGRAD_DEVICE, or 0)")
+    group.add_argument("--precision", choices=PRECISIONS,
+                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, "
+                       "or float32)")  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
     if prefetch:
         group.add_argument(

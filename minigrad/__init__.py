@@ -23,13 +23,14 @@ Looking at a network
     first_non_finite   run a step again to find that op
 
 The machine
-    set_backend        NumPy or CuPy for the tensors made from now on
+    set_backend        NumPy or CuPy, and which GPU, for the tensors made from now on
+    set_precision      float32 or TF32 for products on a GPU
     num_threads        how many threads work
     set_num_threads    another number: another speed, the same bits
 """
 
 from minigrad import nn, ops, optim, random, schedule
-from minigrad.backend import set_backend
+from minigrad.backend import set_backend, set_precision
 from minigrad.gradcheck import gradcheck
 from minigrad.summary import summary
 from minigrad.tensor import Tensor, no_grad, record
@@ -53,6 +54,7 @@ __all__ = [
     "schedule",
     "set_backend",
     "set_num_threads",
+    "set_precision",
     "summary",
     "watch",
 ]

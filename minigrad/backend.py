@@ -4,6 +4,9 @@ Code that computes never asks for the backend, it asks the array: `xp = array_mo
 only decides where *new* arrays are made. It is NumPy, unless `set_backend("cupy")` or the environment variable
 MINIGRAD_BACKEND says otherwise; the variable is read when the default is first needed. CuPy is imported when it
 is chosen, never by importing minigrad.
+
+Which GPU, where there are several, is `set_backend("cupy", device=1)` or MINIGRAD_DEVICE. How exactly a GPU multiplies
+float32 is a setting too, `set_precision` or MINIGRAD_PRECISION, in the same manner.
 """
 
 from __future__ import annotations
@@ -24,9 +27,12 @@ from minigrad.errors import BackendError, no_such
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 BACKENDS = ("numpy", "cupy")
-MOVE = "move one with minigrad.backend.asarray (to the GPU, after set_backend('cupy')) or to_host"  # in messages
+MOVE = "move one, with model.to, or minigrad.backend.asarray (after set_backend('cupy')) or to_host"  # in messages
+
+PRECISIONS = ("float32", "tf32")
 
 _backend: str | None = None  # None until the first use or the first set_backend
+_precision: str | None = None  # the same, with set_precision
 
 
 def array_module(x: Array) -> ModuleType:
@@ -45,24 +51,62 @@ def array_module(x: Array) -> ModuleType:
     )
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: str, device: int | None = None) -> None:
     """Make new arrays with "numpy" or with "cupy" from here on; arrays that exist stay where they are.
 
-    Raises BackendError if the name is unknown, or if CuPy cannot be used here (with the reason and the remedy).
+    device   which GPU this thread works on, from 0; None: MINIGRAD_DEVICE, or the one that CuPy is on
+
+    Raises BackendError if the name is unknown, if CuPy cannot be used here (with the reason and the remedy), or if
+    there is no such GPU (with their number).
     """
     global _backend
-    _backend = _usable(name)
+    _backend = _usable(name, device=device)
 
 
 def backend() -> str:
     """The default backend's name, "numpy" or "cupy".
 
-    Raises BackendError like `set_backend`, if the name came from MINIGRAD_BACKEND and cannot be used.
+    Raises BackendError like `set_backend`, if the name came from MINIGRAD_BACKEND and cannot be used; and if it is
+    "numpy" where the precision is one that only a GPU has.
     """
     global _backend
     if _backend is None:
         _backend = _usable(os.environ.get("MINIGRAD_BACKEND", "numpy"), "MINIGRAD_BACKEND: ")
+    if _backend == "numpy" and precision() != "float32":
+        raise BackendError(
+            f"the precision {precision()!r} is for products on a GPU and the backend is 'numpy', which has float32 and "
+            "float64 alone: choose the backend 'cupy', or the precision 'float32'"
+        )
     return _backend
+
+
+def set_precision(name: str) -> None:
+    """Multiply float32 on the GPU from here on in "float32", or in "tf32", for speed.
+
+    TF32 rounds the factors of a product to 10 bits of fraction, about three digits, for the GPU's tensor cores; sums
+    are float32 still, and so are all other ops and all that is stored. float64 stays float64 throughout.
+
+    Raises BackendError if the name is unknown, or "tf32" where the backend is NumPy: set that first.
+    """
+    global _precision
+    before, _precision = _precision, _known(name, "precision", PRECISIONS, "")
+    try:
+        backend()
+    except BackendError:
+        _precision = before
+        raise
+
+
+def precision() -> str:
+    """How float32 is multiplied on a GPU, "float32" or "tf32".
+
+    Raises BackendError if the name came from MINIGRAD_PRECISION and is unknown.
+    """
+    global _precision
+    if _precision is None:
+        given = os.environ.get("MINIGRAD_PRECISION", "float32")
+        _precision = _known(given, "precision", PRECISIONS, "MINIGRAD_PRECISION: ")
+    return _precision
 
 
 def default_module() -> ModuleType:
@@ -70,14 +114,32 @@ def default_module() -> ModuleType:
     return importlib.import_module(backend())
 
 
-def _usable(name: str, source: str = "") -> str:
-    if name not in BACKENDS:
-        raise BackendError(source + no_such("backend", name, BACKENDS))
-    if name == "cupy":
-        code, sentence = cupy_status()
+def module_named(name: str) -> ModuleType:
+    """`numpy` or `cupy`. Raises BackendError if there is no such backend or it cannot be used."""
+    return importlib.import_module(name if name == _backend else _usable(name))
+
+
+def _known(name: str, kind: str, names: tuple[str, ...], source: str) -> str:
+    if name not in names:
+        raise BackendError(source + no_such(kind, name, names))
+    return name
+
+
+def _usable(name: str, source: str = "", device: int | None = None) -> str:
+    if _known(name, "backend", BACKENDS, source) == "cupy":
+        code, sentence = cupy_status(device=_device() if device is None else device)
         if code != "ok":
             raise BackendError(f"{source}the backend 'cupy' cannot be used here: {sentence}")
+    elif device is not None:
+        raise BackendError(f"there is a device {device} on the backend 'cupy' alone, not on {name!r}")
     return name
+
+
+def _device() -> int | None:
+    given = os.environ.get("MINIGRAD_DEVICE")
+    if given is not None and not given.isdecimal():
+        raise BackendError(f"MINIGRAD_DEVICE: {given!r} is not the number of a GPU: 0, 1, …")
+    return None if given is None else int(given)
 
 
 def asarray(data: Any, dtype: Any = None) -> Array:
@@ -96,6 +158,11 @@ def to_host(x: Array) -> np.ndarray:
     return x.get() if array_module(x) is not np else np.asarray(x)
 
 
+def move(x: Array, xp: Any) -> Array:
+    """x as an array of the module xp, on the host or on the device: itself if it is one, else a copy in C order."""
+    return x if array_module(x) is xp else to_host(x) if xp is np else xp.asarray(x)
+
+
 def _is_device_array(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "get")
 
@@ -106,6 +173,16 @@ class MemoryReport(NamedTuple):
     peak_resident: int  # the most memory the process has ever had on the host
     pool_used: int | None = None  # in arrays that are alive now
     pool_total: int | None = None  # taken from the device, used or kept for later
+    device_total: int | None = None  # that the device has
+
+    def __str__(self) -> str:
+        if self.pool_used is None or self.pool_total is None or self.device_total is None:
+            return f"at most {self.peak_resident / 1e9:.2f} GB of the host's memory were in use"
+        kept = self.pool_total - self.pool_used
+        return (
+            f"of the GPU's {self.device_total / 1e9:.2f} GB, {self.pool_used / 1e9:.2f} GB are in arrays and "
+            f"{kept / 1e9:.2f} GB kept for later ones"
+        )
 
 
 def memory_report() -> MemoryReport:
@@ -113,8 +190,9 @@ def memory_report() -> MemoryReport:
     peak = _peak_resident()
     if backend() == "numpy":
         return MemoryReport(peak)
-    pool = default_module().get_default_memory_pool()
-    return MemoryReport(peak, pool.used_bytes(), pool.total_bytes())
+    xp: Any = default_module()
+    pool = xp.get_default_memory_pool()
+    return MemoryReport(peak, pool.used_bytes(), pool.total_bytes(), xp.cuda.runtime.memGetInfo()[1])
 
 
 def _peak_resident() -> int:
@@ -134,14 +212,14 @@ def _peak_resident() -> int:
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 
 
-def cupy_status(smoke: bool = True) -> tuple[str, str]:
-    """Whether CuPy can be used, as (code, sentence). Never raises.
+def cupy_status(smoke: bool = True, device: int | None = None) -> tuple[str, str]:
+    """Whether CuPy can be used, as (code, sentence). Never raises. `device`, if given, becomes this thread's GPU.
 
         not_installed   the package is absent
         broken          the package is there but does not import
         no_driver       no NVIDIA driver (libcuda.so.1)
         old_driver      the driver does not know this CuPy's CUDA version
-        no_device       no GPU, or none is visible
+        no_device       no GPU, none is visible, or not the one that is wanted
         driver_error    the driver reports anything else
         no_libs         GPU and driver are fine, cuBLAS or NVRTC is missing: typical of a wheel without [ctk]
         failed          the smoke test failed in another way
@@ -152,15 +230,15 @@ def cupy_status(smoke: bool = True) -> tuple[str, str]:
     """
     wheels = _cupy_wheels()
     try:
-        code, sentence = _probe(wheels, smoke)
+        code, sentence = _probe(wheels, smoke, device)
     except Exception as error:  # a diagnosis never raises
-        code, sentence = "failed", f"probing CuPy failed with {_first_line(error)}"
+        code, sentence = "failed", f"probing CuPy failed with {first_line(error)}"
     if len(wheels) > 1:
         sentence += f"; several CuPy packages are installed ({', '.join(wheels)}): keep one"
     return code, sentence
 
 
-def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
+def _probe(wheels: list[str], smoke: bool, device: int | None) -> tuple[str, str]:
     try:
         cupy: Any = importlib.import_module("cupy")
     except ModuleNotFoundError as error:
@@ -169,9 +247,9 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
                 "CuPy is not installed: pip install 'cupy-cuda13x[ctk]' (NVIDIA driver 580 or newer), "
                 "or 'cupy-cuda12x[ctk]' for an older driver"
             )
-        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+        return "broken", f"CuPy is installed but does not import, {first_line(error)}: reinstall it"
     except Exception as error:  # a damaged package can raise anything
-        return "broken", f"CuPy is installed but does not import, {_first_line(error)}: reinstall it"
+        return "broken", f"CuPy is installed but does not import, {first_line(error)}: reinstall it"
 
     runtime = cupy.cuda.runtime
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
@@ -181,6 +259,11 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         return _driver_trouble(error, driver, needed)
     if devices == 0:
         return _no_device()
+    if device is not None:
+        if not 0 <= device < devices:
+            there = "1 GPU, number 0" if devices == 1 else f"{devices} GPUs, 0 to {devices - 1}"
+            return "no_device", f"there is no GPU {device} on this machine, which has {there}"
+        cupy.cuda.Device(device).use()  # before the first product, which takes memory of the GPU it runs on
 
     if smoke:
         try:
@@ -189,14 +272,15 @@ def _probe(wheels: list[str], smoke: bool) -> tuple[str, str]:
         except Exception as error:
             if _names_a_missing_library(error):
                 wheel = wheels[0] if wheels else "cupy-cuda13x"
-                return "no_libs", f"a CUDA library is missing, {_first_line(error)}: pip install '{wheel}[ctk]'"
-            return "failed", f"a first product on the GPU failed with {_first_line(error)}"
+                return "no_libs", f"a CUDA library is missing, {first_line(error)}: pip install '{wheel}[ctk]'"
+            return "failed", f"a first product on the GPU failed with {first_line(error)}"
         if not correct:
             return "failed", "a 2×2 product on the GPU came back wrong: check the GPU with nvidia-smi"
 
-    gpu = runtime.getDeviceProperties(0)
+    gpu = runtime.getDeviceProperties(device or 0)
     name = f"{gpu['name'].decode()}, sm_{gpu['major']}{gpu['minor']}"
-    return "ok", f"{devices} device(s), the first is {name}, the driver supports CUDA {_version(driver)}"
+    which = f"number {device}" if device else "the first"
+    return "ok", f"{devices} device(s), {which} is {name}, the driver supports CUDA {_version(driver)}"
 
 
 def _driver_trouble(error: Any, driver: int, needed: int) -> tuple[str, str]:
@@ -210,7 +294,7 @@ def _driver_trouble(error: Any, driver: int, needed: int) -> tuple[str, str]:
         )
     if error.status == NO_DEVICE:
         return _no_device()
-    return "driver_error", f"the NVIDIA driver failed with {_first_line(error)}: check it with nvidia-smi"
+    return "driver_error", f"the NVIDIA driver failed with {first_line(error)}: check it with nvidia-smi"
 
 
 def _no_device() -> tuple[str, str]:
@@ -226,7 +310,8 @@ def _names_a_missing_library(error: Exception) -> bool:
     return by_type or any(phrase in str(error) for phrase in ("Failed to find", "Failure finding", "not find"))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, and its kind, on one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
 

@@ -15,12 +15,13 @@ shape is (O, I, KH, KW), their memory (O, KH, KW, I), so that `filter_matrix` is
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, move
 from minigrad.errors import ShapeError
 
 Pair = tuple[int, int]
@@ -64,6 +65,29 @@ def channels_last(xp: Any, x: Array) -> Array:
     y = empty_images(xp, x.shape, x.dtype)
     y[...] = x
     return y
+
+
+def moved(x: Array, xp: Any) -> Array:
+    """x as an array of the module xp; what is copied is channels-last where it is of rank 4."""
+    if x.ndim != 4 or array_module(x) is xp:
+        return move(x, xp)
+    n, _, h, w = x.shape
+    return images(move(pixels(x), xp), n, h, w)
+
+
+@functools.lru_cache(4096)
+def memory_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...] | None:
+    """In which order such an array lies in memory, one value after the other: equal for arrays that lie alike.
+
+    None if there are gaps, or values lie on each other. An axis of one element has no part in it, whatever its stride.
+    """
+    axes = [(stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1]
+    step = itemsize
+    for stride, size in sorted(axes):
+        if stride != step:
+            return None
+        step *= size
+    return tuple(stride for stride, _ in axes)
 
 
 def elementwise(function: Any, *arrays: Array) -> Array:

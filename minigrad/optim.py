@@ -8,8 +8,10 @@
 
 An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
-an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). A parameter
-whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
+an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). On a GPU all
+parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu; not Muon), without
+scratch. A parameter whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the
+learning rate.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module
-from minigrad.errors import MinigradError, StateError, differences, no_such
-from minigrad.layout import Array
+from minigrad.backend import array_module, move
+from minigrad.errors import BackendError, MinigradError, StateError, differences, no_such
+from minigrad.kernels import kernels
+from minigrad.layout import Array, memory_order
 from minigrad.threads import blas_on_one_thread
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
@@ -53,6 +56,9 @@ class Optimizer:
     Build it after the model is where it shall train: the state lives where the parameters do.
     """
 
+    kernel = ""  # in kernels/cuda/optim.cu: the formula of `_update`, given p, g and the state of these names, and the
+    state_names: tuple[str, ...] = ()  # numbers lr, t and the options in the order of __init__; "": there is none
+
     def __init__(self, params: Params, lr: float, **options: Any):
         if not isinstance(params, Iterable):
             raise self._no_parameters(params)
@@ -61,6 +67,7 @@ class Optimizer:
         _refuse_negative({"lr": lr})
         self.lr = lr
         self.slots: list[Slot] = []
+        self.together: Any = None  # the launch for all parameters, made when it is first needed
         for number, group in enumerate(groups):
             known = {"params", "lr_scale", *options}
             for name in group:
@@ -103,17 +110,53 @@ class Optimizer:
         Raises MinigradError for a momentum where the optimizer was built without.
         """
         lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
-        for slot in self.slots:
-            p, g, options = slot.param.data, slot.param.grad, slot.options
-            if g is None:
-                continue
-            if momentum is not None:
-                if options.get("momentum") == 0.0:
-                    name = type(self).__name__
-                    raise MinigradError(f"step got momentum={momentum}, but {name} was built without one: give it one")
-                options = options | {"momentum": float(momentum)}
+        due = {i: slot for i, slot in enumerate(self.slots) if slot.param.grad is not None}
+        options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
+        for i, slot in due.items():
+            self._check_places(i, slot)
+        rows = {}
+        for i, slot in due.items():
             slot.updates += 1
-            self._update(p, g, slot, lr * slot.lr_scale, **options)
+            row = self._row(i, slot)
+            if row is None:
+                self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
+            else:
+                rows[i] = row, [lr * slot.lr_scale, slot.updates, *_flat(options[i].values())]
+        if rows:
+            self.together.write(rows)
+            self.together.launch()
+
+    def _check_places(self, i: int, slot: Slot) -> None:
+        """Raise BackendError where a parameter, its gradient and its state are not in one place."""
+        p = slot.param.data
+        for name, x in {"gradient": slot.param.grad, **slot.state}.items():
+            if type(x) is not type(p) and array_module(x) is not array_module(p):
+                here, there = array_module(p).__name__, array_module(x).__name__
+                raise BackendError(
+                    f"{type(self).__name__}: parameter {i} {p.shape} is an array of {here}, its {name} {x.shape} one "
+                    f"of {there}: after a model has moved, build a new optimizer and give it this one's state_dict()"
+                )
+
+    def _options(self, slot: Slot, momentum: float | None) -> Options:
+        """The options of a step: those of the group, but for the momentum that `step` is given."""
+        if momentum is None:
+            return slot.options
+        if slot.options.get("momentum") == 0.0:
+            name = type(self).__name__
+            raise MinigradError(f"step got momentum={momentum}, but {name} was built without one: give it one")
+        return slot.options | {"momentum": float(momentum)}
+
+    def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
+        """On a GPU: the arrays of this parameter for the launch that updates all; None where they do not fit in."""
+        p, g = slot.param.data, slot.param.grad
+        if isinstance(p, np.ndarray) or not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
+            return None
+        if self.together is None:
+            self.together = kernels(p).Together(self.kernel, [slot.param.data for slot in self.slots])
+        state = [slot.state.get(name) for name in self.state_names]
+        if not self.together.takes(i, p, *state):
+            return None
+        return [p, g if self.together.takes(i, p, g) else _copied(g, p), *state]
 
     def zero_grad(self) -> None:
         """Forget the gradients: they become None, and their memory is free."""
@@ -129,7 +172,7 @@ class Optimizer:
         return {"updates": updates} | {name: x.copy(order="K") for name, x in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Continue from a `state_dict`, bit for bit; its arrays may come from the host, whatever the backend.
+        """Continue from a `state_dict`, bit for bit; its arrays may come from another backend.
 
         Raises StateError, with all that is missing, unexpected or misshapen, before anything is changed.
         """
@@ -148,7 +191,7 @@ class Optimizer:
         if any(troubles.values()):
             raise StateError(f"this state is not that of this {type(self).__name__}: {differences(troubles)}")
         for name, x in own.items():
-            x[...] = array_module(x).asarray(state[name])
+            x[...] = move(state[name], array_module(x))
         for slot, updates in zip(self.slots, state["updates"], strict=True):
             slot.updates = int(updates)
 
@@ -165,6 +208,8 @@ class SGD(Optimizer):
     in deep learning, ICML 2013; in PyTorch's form, where lr is not inside v.
     Raises MinigradError for Nesterov without momentum.
     """
+
+    kernel, state_names = "sgd", ("velocity",)
 
     def __init__(
         self, params: Params, lr: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
@@ -201,6 +246,8 @@ class RMSProp(Optimizer):
     Tieleman, Hinton: Lecture 6.5, Coursera 2012; in PyTorch's form: ε is added outside the root, s starts at 0. The
     Inception papers (arXiv:1512.00567, 8: α 0.9, ε 1.0) used TensorFlow's: √(s + ε), s starts at 1, lr inside v.
     """
+
+    kernel, state_names = "rmsprop", ("mean_square", "velocity")
 
     def __init__(
         self,
@@ -249,6 +296,8 @@ class AdamW(Optimizer):
     Kingma, Ba: Adam, arXiv:1412.6980; Loshchilov, Hutter: Decoupled weight decay regularization, arXiv:1711.05101.
     """
 
+    kernel, state_names = "adamw", ("mean", "mean_square")
+
     def __init__(
         self,
         params: Params,
@@ -265,6 +314,11 @@ class AdamW(Optimizer):
             raise MinigradError(f"AdamW: betas must be two numbers, (beta1, beta2), got {options['betas']!r}")
         return ("mean", "mean_square")
 
+    def _options(self, slot: Slot, momentum: float | None) -> Options:
+        """The momentum of a step is β₁."""
+        _, beta2 = slot.options["betas"]
+        return slot.options if momentum is None else slot.options | {"betas": (float(momentum), beta2)}
+
     def _update(
         self,
         p: Array,
@@ -274,10 +328,8 @@ class AdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        momentum: float | None = None,  # β₁ of this step, from the schedule
     ) -> None:
-        xp = array_module(p)
-        beta1, beta2 = betas if momentum is None else (momentum, betas[1])
+        xp, (beta1, beta2) = array_module(p), betas
         m, s = slot.state["mean"], slot.state["mean_square"]
         scratch = xp.subtract(g, m, out=xp.empty_like(p))
         scratch *= 1.0 - beta1
@@ -382,12 +434,37 @@ def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
     if not params:
         return np.zeros(())
     xp = array_module(params[0].grad)
+    if xp is not np and len({p.grad.dtype for p in params}) == 1:
+        return _clip_at_once(params, max_norm)
     squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
     norm = xp.sqrt(xp.sum(xp.stack(squares)))
     factor = xp.minimum(1.0, max_norm / (norm + 1e-6))
     for p in params:
         p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
     return xp.asarray(norm)
+
+
+def _clip_at_once(params: list[Parameter], max_norm: float) -> Array:
+    """The same on a GPU, in two launches for all gradients of one dtype."""
+    into = [array_module(p.grad).empty_like(p.data) for p in params]
+    gradients = [p.grad if _alike(p.grad, new) else _copied(p.grad, new) for p, new in zip(params, into, strict=True)]
+    norm = kernels(into[0]).clip(gradients, into, float(max_norm))
+    for p, new in zip(params, into, strict=True):
+        p.grad = new
+    return norm[0]
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """Whether the values of both lie in memory in the same order, without gaps."""
+    first, second = (memory_order(x.shape, x.strides, x.itemsize) for x in (a, b))
+    return first == second and first is not None
+
+
+def _copied(x: Array, like: Array) -> Array:
+    """x in the memory layout of another array."""
+    y = array_module(like).empty_like(like)
+    y[...] = x
+    return y
 
 
 def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
@@ -401,8 +478,12 @@ def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
     return d
 
 
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Numbers, and those in tuples, one after the other."""
+    return [number for value in values for number in (value if isinstance(value, (tuple, list)) else (value,))]
+
+
 def _refuse_negative(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        numbers = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(isinstance(number, Real) and float(number) >= 0.0 for number in numbers):  # NaN fails too
+        if not all(isinstance(number, Real) and float(number) >= 0.0 for number in _flat([value])):  # NaN fails too
             raise MinigradError(f"{name} must be a number of at least 0, got {value!r}")

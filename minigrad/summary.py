@@ -36,9 +36,7 @@ class Summary(NamedTuple):
     saved_bytes: int
 
     def __str__(self) -> str:
-        lines: list[tuple[str, ...]] = [
-            ("layer", "kind", "output", "parameters", "multiply-adds", "saved for backward")
-        ]
+        lines: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "multiply-adds", "bytes kept")]
         for row in self.rows:
             shape = "×".join(map(str, row.output))
             lines.append((row.path, row.kind, shape, *(f"{n:,}" for n in row[3:])))
@@ -48,7 +46,7 @@ class Summary(NamedTuple):
 
 
 def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = None) -> Summary:
-    """Run one training forward pass on zeros and count.
+    """Run one training forward pass on zeros and count; a row for each layer that computes, in definition order.
 
     input_shape    (C, H, W)
     depth          fold layers deeper than this into their ancestor: 1 gives the rows of a paper's table
@@ -84,6 +82,12 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
         )
         for path, row in counter.rows.items()
     ]
+    last: dict[str, int] = {}  # of each module the last one within it: branches that run at once are still told in turn
+    for i, (path, _) in enumerate(model.named_modules()):
+        names = path.split(".")
+        last |= {".".join(names[:n]): i for n in range(len(names) + 1)}
+    order = {path: (i, -len(path)) for path, i in last.items()}
+    rows = [row for _, row in sorted(zip(counter.rows, rows, strict=True), key=lambda pair: order[pair[0]])]
     total = sum(parameter.size for parameter in model.parameters())
     return Summary(rows, total, sum(r.multiply_adds for r in rows), sum(r.saved_bytes for r in rows))
 

@@ -224,7 +224,8 @@ class Tensor:
         a, b = x.data, y.data
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ShapeError(f"@ multiplies (n, k) by (k, m), got {a.shape} and {b.shape}")
-        return record("matmul", a @ b, (x, y), lambda dz: (dz @ b.T, a.T @ dz))
+        matmul = kernels(a).matmul
+        return record("matmul", matmul(a, b, None), (x, y), lambda dz: (matmul(dz, b.T, None), matmul(a.T, dz, None)))
 
     def __neg__(self) -> Tensor:
         return self * -1.0

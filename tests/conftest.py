@@ -36,14 +36,15 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     """
     if request.param == "cupy" and reason_against_cupy():
         pytest.skip(reason_against_cupy())
-    before = backend.backend()
+    before = backend.backend(), backend.precision()
     if request.param == "fake_cupy":
         monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     backend.set_backend(MODULES[request.param])
     if request.param == "fake_cupy":
         fake_cupy.SYNCS.clear()  # set_backend's own smoke test reads one number back
     yield importlib.import_module(MODULES[request.param])
-    backend.set_backend(before)
+    backend.set_backend(before[0])
+    backend.set_precision(before[1])
 
 
 # ---- Kernels ----

@@ -5,13 +5,16 @@ It is installed as `sys.modules["cupy"]` by the fixture `xp`. Like CuPy, and unl
 - no host array meets a device array, and nothing turns into a host array by itself: only `.get()` and `asnumpy`;
 - functions, methods and keywords that CuPy lacks raise AttributeError or TypeError;
 - results are in C order whatever the operands' strides are (views, `out=` and order="K" functions excepted);
-- reading a value on the host waits for the device: `SYNCS` counts where.
+- reading a value on the host waits for the device: `SYNCS` counts where;
+- work on one stream says nothing of another: using an upload before its stream has been waited for is refused, and
+  memory that goes back to its stream while another may still read it is noted in `RACES`.
 
 Beyond CuPy, `empty` is filled with NaN, so that reading what was never written shows; and `ufunc.at` is refused,
 because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
 it: `np.asarray` and C code would take a subclass for the host array that it is not.
 
-CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py.
+CUDA kernels run too, compiled for the CPU: see cuda_on_cpu.py; so does cuBLAS, which minigrad calls itself: see
+cublas_on_cpu.py.
 
 What it cannot show: asynchrony, other rounding on the device, the undefined result of writing through duplicate
 indices. Checked against CuPy 14.2 by test_backend.py, where CuPy is installed.
@@ -21,16 +24,25 @@ from __future__ import annotations
 
 import collections
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cublas_on_cpu
+import cuda_on_cpu
 import numpy as np
-from cuda_on_cpu import RawModule as RawModule
+
+from minigrad.kernels import cublas
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
+
+# What would have been overwritten too early: a sentence for each array.
+RACES: list[str] = []
+# How often something was started on the device: functions that compute, copies, kernels.
+LAUNCHES: collections.Counter[str] = collections.Counter()
 
 # Public names of NumPy 2.4 that CuPy 14.2 does not have; scalar types and modules of no interest here included.
 _MISSING = """
@@ -109,13 +121,16 @@ def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) 
     for source in sources:
         if result is source._memory:
             return source
-    is_view = any(np.may_share_memory(result, source._memory) for source in sources)
-    return _wrap(result if is_view or keep_strides else np.asarray(result, order="C"))
+    for source in sources:
+        if np.may_share_memory(result, source._memory):
+            return _wrap(result, source._upload)
+    return _wrap(result if keep_strides else np.asarray(result, order="C"))
 
 
-def _wrap(memory: np.ndarray) -> ndarray:
+def _wrap(memory: np.ndarray, upload: _Upload | None = None) -> ndarray:
     array = object.__new__(ndarray)
-    array._memory = memory
+    array._memory, array._upload = memory, upload
+    cublas_on_cpu.allocated(memory)
     return array
 
 
@@ -133,6 +148,8 @@ def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
         raise ValueError(f"cupy.{name}: out must be C-contiguous")
     if name in WAIT:
         _wait()
+    _use(args, list(kwargs.values()))
+    LAUNCHES[name] += 1
     given = _memory(args, host_arrays=name in FROM_HOST)
     if name in FROM_HOST and isinstance(args[0], np.ndarray):
         given = (args[0].copy("K"), *given[1:])  # device memory is never host memory
@@ -141,24 +158,30 @@ def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
         return out
     if isinstance(result, bool) and name in ("array_equal", "allclose", "array_equiv"):
         result = np.asarray(result)  # to be waited for in its turn
-    return _on_device(result, list(_arrays((args, list(kwargs.values())))), name in KEEP_STRIDES)
+    result = _on_device(result, list(_arrays((args, list(kwargs.values())))), name in KEEP_STRIDES)
+    if name in FROM_HOST and isinstance(args[0], np.ndarray) and get_current_stream() is not Stream.null:
+        result._upload = _Upload(get_current_stream())
+    return result
 
 
 class ndarray:
     """A device array: the memory of a NumPy array that the host cannot reach except by `get`."""
 
     _memory: np.ndarray
+    _upload: _Upload | None = None
     __hash__ = None  # type: ignore[assignment]
     __module__ = "cupy"
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._memory = np.empty(shape, dtype)
         self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
+        cublas_on_cpu.allocated(self._memory)
 
     # Crossing between host and device
 
     def get(self, stream: Any = None, order: Any = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
         _wait()
+        _use(self)
         if out is None:
             return np.array(self._memory, order=order)
         out[...] = self._memory
@@ -169,6 +192,7 @@ class ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("Shape or dtype mismatch")
+        _use(self)
         self._memory[...] = arr
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
@@ -210,6 +234,7 @@ class ndarray:
         return _on_device(self._memory[index], [self])
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        LAUNCHES["setitem"] += 1
         self._memory[_memory(index, host_arrays=True)] = _memory(value)
 
     def __len__(self) -> int:
@@ -317,10 +342,95 @@ def get_array_module(*args: Any) -> Any:
 
 
 def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
-    return _wrap(np.lib.stride_tricks.as_strided(x._memory, shape, strides))
+    return _wrap(np.lib.stride_tricks.as_strided(x._memory, shape, strides), x._upload)
 
 
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
+
+
+class RawModule(cuda_on_cpu.RawModule):
+    """cupy.RawModule, which runs on the current stream."""
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        launch = super().get_function(name)
+
+        def on_stream(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+            _use(args)
+            LAUNCHES[name] += 1
+            launch(grid, block, args)
+
+        return on_stream
+
+
+# ---- Streams. Nothing here is late; but who has waited for whom is kept, and what would come too early is found. ----
+
+Clock = dict[Any, int]  # how much of the work of each stream is known to be done; an event is a copy of one
+
+
+class Stream:
+    """cupy.cuda.Stream. `clock` has what is done, of this stream and of others, before what it is given next."""
+
+    null: Stream
+
+    def __init__(self, *, non_blocking: bool = False) -> None:
+        if not non_blocking:
+            raise NotImplementedError("a blocking stream, which takes turns with the null stream, is not stood in for")
+        self.clock: Clock = {}
+        self.ptr = id(self)
+
+    def __enter__(self) -> Stream:
+        _streams().append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _streams().pop()
+
+    def record(self) -> Clock:
+        return dict(self.clock)
+
+    def wait_event(self, event: Clock) -> None:
+        for stream, moment in event.items():
+            self.clock[stream] = max(moment, self.clock.get(stream, 0))
+
+    def synchronize(self) -> None:
+        _wait()
+
+
+Stream.null = Stream(non_blocking=True)
+Stream.null.ptr = 0
+_of_thread = threading.local()
+
+
+def _streams() -> list[Stream]:
+    """The current stream of this thread, last, over those that it will go back to."""
+    if not hasattr(_of_thread, "streams"):
+        _of_thread.streams = [Stream.null]
+    return _of_thread.streams
+
+
+def get_current_stream() -> Stream:
+    return _streams()[-1]
+
+
+class _Upload:
+    """Memory that was filled on a stream of its own, where it goes back to when nothing refers to it any more."""
+
+    def __init__(self, home: Stream) -> None:
+        self.home, self.uses = home, {home: home.clock[home]}
+
+    def __del__(self) -> None:
+        if any(self.home.clock.get(stream, 0) < moment for stream, moment in self.uses.items()):
+            RACES.append("an upload was given back to its stream before another stream has read it")
+
+
+def _use(*args: Any) -> None:
+    """Something is done with the device arrays among `args` on the current stream."""
+    stream = get_current_stream()
+    stream.clock[stream] = stream.clock.get(stream, 0) + 1
+    for upload in {array._upload for array in _arrays(args) if array._upload is not None}:
+        if stream.clock.get(upload.home, 0) < upload.uses[upload.home]:
+            raise RuntimeError("an upload is used before it has arrived: wait for its stream")
+        upload.uses[stream] = stream.clock[stream]
 
 
 # ---- The device: what minigrad.backend.cupy_status asks. Tests of it overwrite these attributes. ----
@@ -339,6 +449,8 @@ class _Runtime:
     driver = 13020
     needed = 13020
     devices = 1
+    free = 79 * 10**9  # bytes
+    current = 0
     error: int | None = None  # the status with which getDeviceCount fails
 
     def driverGetVersion(self) -> int:
@@ -352,18 +464,47 @@ class _Runtime:
             raise CUDARuntimeError(self.error)
         return self.devices
 
+    def memGetInfo(self) -> tuple[int, int]:
+        return self.free, 80 * 10**9
+
+    def getDevice(self) -> int:
+        return self.current
+
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         return {"name": b"Pretend GPU", "major": 9, "minor": 0}
 
 
-_queue = types.SimpleNamespace(synchronize=_wait)
-cuda = types.SimpleNamespace(
-    runtime=_Runtime(),
-    Device=lambda device=0: _queue,
-    get_current_stream=lambda: _queue,
-    Stream=types.SimpleNamespace(null=_queue),
-)
+_runtime = _Runtime()
+
+
+class _Device:
+    """cupy.cuda.Device"""
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _runtime.current if device is None else device
+
+    def use(self) -> None:
+        if not 0 <= self.id < _runtime.devices:
+            raise CUDARuntimeError(101)
+        _runtime.current = self.id
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def synchronize(self) -> None:
+        _wait()
+
+
+cuda = types.SimpleNamespace(runtime=_runtime, Device=_Device, get_current_stream=get_current_stream, Stream=Stream)
+
+
+def _load_cublas(xp: Any, load: Callable[[Any], Any] = cublas.load) -> Any:
+    return cublas_on_cpu.library if xp is sys.modules[__name__] else load(xp)
+
+
+cublas.load = _load_cublas
 
 
 def get_default_memory_pool() -> Any:
-    return types.SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0)
+    return types.SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0, free_bytes=lambda: 0)

@@ -23,7 +23,7 @@ CONVOLUTIONS = ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_backward")
 WINDOWED = (*CONVOLUTIONS, "max_pool", "max_pool_dx", "avg_pool", "avg_pool_dx")
 PER_CHANNEL = ("statistics", "batch_norm", "batch_norm_dx", "lrn", "lrn_dx")
 FUSED = ("conv2d_relu", "conv2d_statistics", "conv_bn_relu_backward")
-TABLE = (*WINDOWED, "max_pool_winners", *FUSED, *PER_CHANNEL, "cross_entropy", "concat", "add")
+TABLE = (*WINDOWED, "max_pool_winners", *FUSED, *PER_CHANNEL, "cross_entropy", "matmul", "concat", "add")
 LAYOUTS = ("channels_last", "c_order", "sliced", "reversed")
 PROBABILITY = 1.0  # the scale of p − target, however small the difference
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}  # of the largest value of a result
@@ -78,6 +78,9 @@ def arguments(case: Case) -> tuple[Any, ...]:
     if case.name == "cross_entropy":
         scale, smoothing = options
         return data("logits", shape) * scale, integers(Key(2), shape[1], shape[0]), smoothing
+    if case.name == "matmul":
+        *stack, m, k, n = shape
+        return data("a", (m, k)), data("b", (*stack, k, n)), None
     x = data("x", shape, case.values)
     if case.name == "concat":
         return ([data(f"x{i}", (shape[0], c, *shape[2:])) for i, c in enumerate(options)],)
@@ -244,6 +247,7 @@ ONE_OF_EACH = [
     *(Case("batch_norm_dx", options=(1e-5, relu, thr)) for relu in (True, False) for thr in (True, False)),
     *(Case(name, options=(3, 0.5, 0.75, 1.0)) for name in ("lrn", "lrn_dx")),
     Case("cross_entropy", (7, 10), options=(1.0, 0.1)),
+    Case("matmul"),
     Case("concat", options=(3, 1, 5)),
     Case("add"),
 ]

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ import pytest
 
 import minigrad
 from minigrad import backend
-from minigrad.backend import array_module, asarray, cupy_status, default_module, memory_report, set_backend, to_host
+from minigrad.backend import (
+    array_module,
+    asarray,
+    cupy_status,
+    default_module,
+    memory_report,
+    set_backend,
+    set_precision,
+    to_host,
+)
 from minigrad.errors import BackendError
 from minigrad.layout import empty_images
 from minigrad.random import Key, bits
@@ -65,6 +74,10 @@ def test_memory_report(xp: Any) -> None:
     report = memory_report()
     assert 2**20 < report.peak_resident < 2**50
     assert (report.pool_used is None) == (xp is np)
+    words = (
+        r"at most \d+\.\d\d GB of the host" if xp is np else r"of the GPU's \d+\.\d\d GB, \d+\.\d\d GB are in arrays"
+    )
+    assert re.match(words, str(report))
 
 
 def test_the_peak_of_a_process_is_its_own() -> None:
@@ -120,6 +133,119 @@ assert b.backend() == "numpy"
 )
 def test_environment_variable_is_read_at_first_use(value: str, answer: str) -> None:
     assert python(READ_LATE, MINIGRAD_BACKEND=value).startswith(answer)
+
+
+# ---- One of several GPUs ----
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, cupy: Any) -> Iterator[Any]:
+    monkeypatch.setattr(cupy.cuda.runtime, "devices", 2)
+    yield cupy
+    set_backend("numpy")
+    cupy.cuda.runtime.current = 0
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch, two_gpus: Any) -> None:
+    runtime = two_gpus.cuda.runtime
+    set_backend("cupy", device=1)
+    assert runtime.getDevice() == 1
+    set_backend("cupy")  # stays there
+    assert runtime.getDevice() == 1
+    monkeypatch.setenv("MINIGRAD_DEVICE", "0")
+    set_backend("cupy")
+    assert runtime.getDevice() == 0
+    set_backend("cupy", device=1)  # said here, it wins
+    assert runtime.getDevice() == 1
+    assert_status("ok", r"2 device\(s\), number 1 is Pretend GPU", device=1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "words"),
+    [
+        (2, 2, "the backend 'cupy' cannot be used here: there is no GPU 2 on this .* has 2 GPUs, 0 to 1$"),
+        (1, 1, "there is no GPU 1 on this machine, which has 1 GPU, number 0$"),
+        (2, -1, "there is no GPU -1 "),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, two_gpus: Any, devices: int, device: int, words: str
+) -> None:
+    monkeypatch.setattr(two_gpus.cuda.runtime, "devices", devices)
+    with pytest.raises(BackendError, match=words):
+        set_backend("cupy", device=device)
+    assert two_gpus.cuda.runtime.getDevice() == 0
+    assert backend.backend() == "numpy"
+
+
+def test_the_host_has_no_devices_and_a_number_is_a_number(monkeypatch: pytest.MonkeyPatch, two_gpus: Any) -> None:
+    with pytest.raises(
+        BackendError, match="there is a device 1 on the backend 'cupy' alone, not on 'numpy'"
+    ):
+        set_backend("numpy", device=1)
+    monkeypatch.setenv("MINIGRAD_DEVICE", "cuda:1")
+    with pytest.raises(BackendError, match="MINIGRAD_DEVICE: 'cuda:1' is not the number of a GPU: 0, 1, …"):
+        set_backend("cupy")
+
+
+def test_the_command_line_chooses_gpu_and_precision(
+    monkeypatch: pytest.MonkeyPatch, two_gpus: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from inception.__main__ import main
+
+    assert main(["compare", "googlenet_small", "--backend", "cupy", "--device", "1", "--precision", "tf32"]) == 0
+    assert (two_gpus.cuda.runtime.getDevice(), backend.precision()) == (1, "tf32")
+    set_precision("float32")
+    set_backend("numpy")
+    for words, message in (
+        (["--backend", "cupy", "--device", "5"], "there is no GPU 5 on this machine, which has 2 GPUs, 0 to 1"),
+        (["--device", "1"], "there is a device 1 on the backend 'cupy' alone"),
+        (["--precision", "tf32"], "the precision 'tf32' is for products on a GPU"),
+    ):
+        capsys.readouterr()
+        assert main(["compare", "googlenet_small", *words]) == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv("MINIGRAD_BACKEND", "cupy")
+    assert main(["compare", "googlenet_small", "--device", "0"]) == 0
+    assert two_gpus.cuda.runtime.getDevice() == 0
+
+
+# ---- Precision ----
+
+
+@pytest.mark.parametrize("xp", ["fake_cupy"], indirect=True)
+def test_precision_is_a_setting(xp: Any) -> None:
+    assert backend.precision() == "float32"
+    set_precision("tf32")
+    assert backend.precision() == "tf32"
+    with pytest.raises(BackendError, match="there is no precision 'half': choose from float32, tf32"):
+        set_precision("half")
+    assert backend.precision() == "tf32"
+    set_backend("numpy")
+    with pytest.raises(BackendError, match=r"'tf32' is for products on a GPU and the backend is 'numpy'.*choose the"):
+        asarray([1.0])
+    set_precision("float32")
+    asarray([1.0])
+
+
+def test_tf32_is_refused_on_the_host() -> None:
+    with pytest.raises(BackendError, match="the precision 'tf32' is for products on a GPU and the backend is 'numpy'"):
+        set_precision("tf32")
+    assert backend.precision() == "float32"
+    asarray([1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        ("float32", "numpy numpy"),
+        ("tf32", "BackendError the precision 'tf32' is for products on a GPU"),
+        ("", "BackendError MINIGRAD_PRECISION: there is no precision ''"),
+    ],
+)
+def test_precision_is_read_from_the_environment(value: str, answer: str) -> None:
+    ask = READ_LATE.replace('b.set_backend("numpy")', 'b.set_precision("float32")')
+    assert python(ask, MINIGRAD_PRECISION=value, MINIGRAD_BACKEND="numpy").startswith(answer)
 
 
 # ---- The diagnosis, row by row ----

@@ -67,10 +67,14 @@ def test_compare_prints_every_measure(run: Run) -> None:
 
 def test_report_writes_all_parts(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    code, out, err = run("--quick", "--report", tmp_path / "new", "--workload", "small", "--threads", 2)
+    options = ["--quick", "--workload", "small", "--threads", 2, "--models", "googlenet_small"]
+    code, out, err = run(*options, "--report", tmp_path / "new")
     assert (code, err) == (0, "")
-    results = json.loads((tmp_path / "new/results.json").read_text())
-    assert {"machine", "quick", "threads", "default_malloc", "minutes", *command.PARTS} == set(results)
+    parts = json.loads((tmp_path / "new/results.json").read_text())
+    assert [*parts] == [*command.PARTS]
+    for part in parts.values():
+        assert {"machine", "quick", "threads", "default_malloc", "minutes", "found"} == set(part)
+    results = {name: part["found"] for name, part in parts.items()}
     assert {row["measure"] for row in results["compare"]} == set(MEASURES)
     assert {(r["size"], r["batch"], r["threads"]) for r in results["growth"]} == {
         (size, batch, n) for size, batch in ((8, 1), (8, 2), (12, 2)) for n in (1, 2)
@@ -87,9 +91,47 @@ def test_comparison_is_drawn_with_peers(tmp_path: Path) -> None:
         for measure in MEASURES
         for who in PEERS
     ]
-    written = plots.draw({"compare": rows, "machine": measure.machine(), "quick": True}, tmp_path)
+    written = plots.draw({"compare": {"found": rows, "machine": measure.machine(), "quick": True}}, tmp_path)
     assert [path.name for path in written] == ["compare.png"]
     assert written[0].stat().st_size > 5000
+
+
+def test_the_family_is_kept_row_by_row(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One network is measured, the second interrupted. What the report held of other parts stays."""
+    pytest.importorskip("matplotlib")
+    earlier = {"memory": {"machine": measure.machine(), "quick": False, "found": []}}
+    (tmp_path / "results.json").write_text(json.dumps(earlier))
+
+    def start(job: Job) -> list[measure.Record]:
+        if job.works[0].model == "inception_v3":
+            assert job.works == [Workload("inception_v3", 299, 1000, 2, heads=True)]
+            raise KeyboardInterrupt
+        return measure.start(job)
+
+    monkeypatch.setattr(command, "start", start)
+    code, out, err = run("family", "--quick", "--models", "googlenet_small", "inception_v3", "--report", tmp_path)
+    assert (code, err) == (130, f"stopped; what was measured is in {tmp_path / 'results.json'}\n")
+    parts = json.loads((tmp_path / "results.json").read_text())
+    assert parts["memory"] == earlier["memory"]
+    (row,) = parts["family"]["found"]
+    assert (row["model"], row["size"], row["batch"], row["classes"]) == ("googlenet_small", 32, 2, 10)
+    assert list(row["seconds"]) == ["forward", "backward", "update"]
+    assert all(seconds > 0 for seconds in row["seconds"].values())
+    weights = 4 * 260_650 / 2**20  # and as much again for the gradients and for the momentum
+    assert 3 * weights < row["mb"] - row["bare_mb"] < 400
+    *_, head, rule, line = out.strip().splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|") == 8
+    assert line.startswith("| `googlenet_small` | 2×32×32 | ")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"machine": {}, "compare": []}'])
+def test_another_file_is_not_written_over(run: Run, tmp_path: Path, content: str) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "results.json").write_text(content)
+    code, _, err = run("memory", "--quick", "--report", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "results.json was not written by this program: move it away" in err
+    assert (tmp_path / "results.json").read_text() == content
 
 
 def arguments(**given: Any) -> argparse.Namespace:
@@ -126,7 +168,7 @@ def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["speed"], "there is no part 'speed': choose from compare, profile, growth, memory"),
+        (["speed"], "there is no part 'speed': choose from compare, profile, growth, memory, family"),
         (["--threads", "0"], "'0' is not a whole number of at least 1"),
         (["--batch", "x"], "'x' is not a whole number of at least 1"),
     ],

@@ -324,7 +324,9 @@ def test_pictures_are_decoded_when_asked_for_and_once(
 ) -> None:
     decoded: list[str] = []
     read = pictures.read_picture
-    monkeypatch.setattr(pictures, "read_picture", lambda path, size: decoded.append(str(path)) or read(path, size))
+    monkeypatch.setattr(
+        pictures, "read_picture", lambda path, size, **how: decoded.append(path) or read(path, size, **how)
+    )
     train, _ = open_data(write_folders(tmp_path, image), size=8)
     first, held = split(train, 0.25, seed=0)
     assert (len(first), len(held)) == (9, 3)

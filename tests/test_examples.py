@@ -377,7 +377,8 @@ def test_out_of_memory_says_what_to_lower(
 
     monkeypatch.setattr("inception.training.loop.training_step", fail)
     message = sentence(inception("train", "--data", cifar, "--batch-size", 16, "--quiet"))
-    assert message.startswith(f"out of memory ({error}): lower --batch-size")
+    assert message.startswith(f"out of memory ({error}; at most ")
+    assert "): lower --batch-size or --width, choose a smaller network, or set `recompute`" in message
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:
@@ -475,13 +476,14 @@ def save_pictures(folder: Path) -> list[Path]:
         "08 one bit.PNG": colour.convert("1"),
         "09 a line.bmp": image.fromarray(values(1, 300, 3)),
         "10 ünïcode.webp": colour,
+        "12 large.jpg": image.new("RGB", (5000, 3000), "green"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         picture.save(folder / name)
     palette = colour.quantize(4)
     palette.save(folder / "11 transparent palette.png", transparency=b"\x00\x80\xff\xff")
-    return [*(folder / name for name in pictures), folder / "11 transparent palette.png"]
+    return sorted([*(folder / name for name in pictures), folder / "11 transparent palette.png"])
 
 
 def test_pictures_of_every_kind(program: Program, weights: Path, tmp_path: Path) -> None:
@@ -515,15 +517,16 @@ def test_the_prediction_is_the_models(program: Program, weights: Path, cifar: Pa
 
 def test_unreadable_pictures_are_named_and_skipped(program: Program, weights: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    good, cut, text, missing = (tmp_path / name for name in ("good.png", "cut.png", "text.png", "missing.png"))
+    good, cut, text, empty, missing = (tmp_path / f"{name}.png" for name in ("good", "cut", "text", "empty", "missing"))
     image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(good)
     cut.write_bytes(good.read_bytes()[:2000])
     text.write_text("not a picture at all")
-    outcome = program("predict.py", weights, cut, text, missing, good, "--top", 1)
+    empty.touch()
+    bad = (cut, text, empty, missing)
+    outcome = program("predict.py", weights, *bad, good, "--top", 1)
     assert outcome.code == 1
     errors = outcome.err.splitlines()
-    assert len(errors) == 3
-    assert all(f"error: {path}: " in line for path, line in zip((cut, text, missing), errors, strict=True))
+    assert all(f"error: {path}: " in line for path, line in zip(bad, errors, strict=True))
     assert len(outcome.out.splitlines()) == 2
     assert outcome.out.startswith(f"{good}\n")
 

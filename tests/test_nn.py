@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minigrad import Tensor, nn, no_grad, ops, optim
-from minigrad.backend import asarray, to_host
-from minigrad.errors import MinigradError, ShapeError, StateError
+from inception.training.average import Average
+from minigrad import Tensor, backend, nn, no_grad, ops, optim
+from minigrad.backend import array_module, asarray, to_host
+from minigrad.errors import BackendError, MinigradError, ShapeError, StateError
 from minigrad.nn import init
+from minigrad.optim import SGD
 from minigrad.random import Key, next_key, normal, seeded
 
 
@@ -622,3 +625,68 @@ def test_mistakes_are_explained(mistake: Callable[[], object], sentence: str) ->
     """A list, a function or a class among the layers would be passed over, and the network would be another."""
     with pytest.raises(MinigradError, match=sentence):
         mistake()
+
+
+# ---- Moves ----
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4, relu=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(ops.global_avg_pool2d(self.norm(self.conv(x))).flatten())
+
+
+@pytest.mark.parametrize("xp", ["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
+def test_a_model_moves_there_and_back(xp: Any) -> None:
+    """Parameters and buffers, channels-last memory, the same result; an optimizer from before says what to do."""
+    pictures = np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype("float32")
+    backend.set_backend("numpy")
+    model = Small()
+    before, expected = model.state_dict(), model(Tensor(pictures)).data
+    optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
+    plain = SGD(model.parameters(), 0.1)
+    average = Average(model, 0.9)
+    assert model.to("cupy") is model
+    assert model.to("cupy") is model
+    for _, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert array_module(tensor.data) is xp
+        assert tensor.grad is None
+    weight = model.conv.weight.data
+    assert weight.transpose(0, 2, 3, 1).flags.c_contiguous
+    with pytest.raises(
+        BackendError, match=rf"conv2d got an array of numpy \(2, 3, 5, 5\) and one of {xp.__name__} \(4, 3, 3, 3\)"
+    ):
+        model(Tensor(pictures))
+    backend.set_backend("cupy")
+    logits = model(Tensor(asarray(pictures)))
+    np.testing.assert_allclose(to_host(logits.data), expected, rtol=1e-4, atol=1e-5)
+    logits.sum().backward()
+    with pytest.raises(
+        BackendError, match=r"SGD: parameter 0 \(4, 3, 3, 3\) is an array of \w*cupy, its velocity .* numpy"
+    ):
+        optimizer.step()
+    np.testing.assert_array_equal(to_host(model.conv.weight.data), before["conv.weight"])
+    plain.step()  # it keeps nothing
+    assert not np.array_equal(to_host(model.conv.weight.data), before["conv.weight"])
+    with pytest.raises(BackendError, match="weights have moved to another backend since their average began"):
+        average.update(0)
+    again = SGD(model.parameters(), 0.1, momentum=0.9)
+    again.load_state_dict(optimizer.state_dict())
+    optimizer.load_state_dict(again.state_dict())
+    model.load_state_dict(before)
+    model.to("numpy")
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert isinstance(model.conv.weight.data, np.ndarray)
+    with pytest.raises(BackendError, match="there is no backend 'cuda': choose from numpy, cupy"):
+        model.to("cuda")
+
+
+def test_a_model_stays_where_it_is_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    model = Small()
+    with pytest.raises(BackendError, match="the backend 'cupy' cannot be used here: CuPy is not installed"):
+        model.to("cupy")
+    assert isinstance(model.conv.weight.data, np.ndarray)

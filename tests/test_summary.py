@@ -119,3 +119,10 @@ def test_what_is_kept_is_what_is_held(name: str) -> None:
     kept = summary(model, (3, 32, 32)).saved_bytes * batch - x.data.nbytes  # which was there before
     assert kept == pytest.approx(held, rel=0.02)
     loss.backward()
+
+
+def test_rows_stand_in_the_order_of_definition() -> None:
+    """Though the first convolutions of the branches run as one op, before the second ones."""
+    paths = [row.path for row in summary(create_model("googlenet_small"), (3, 32, 32)).rows]
+    module = [path.removeprefix("inception3a.") for path in paths if path.startswith("inception3a.")]
+    assert module == [f"branch{name}" for name in ("1", "2.0", "2.1", "3.0", "3.1", "4.0", "4.1")]

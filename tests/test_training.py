@@ -513,7 +513,7 @@ def test_a_runs_report_shows_the_model_as_it_was_evaluated(
 
 
 def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, Dataset]) -> None:
-    with pytest.raises(DataError, match="37 pictures do not fill a batch of 64: lower the batch size"):
+    with pytest.raises(DataError, match="37 training pictures do not fill a batch of 64: lower the batch size"):
         run(Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=64), quiet=True))
 
 

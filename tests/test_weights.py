@@ -234,7 +234,7 @@ def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
 
 def test_a_bare_array_a_folder_and_nothing(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", np.zeros(3))
-    assert "bare array" in refuse(tmp_path / "w.npy")
+    assert "not a weights file" in refuse(tmp_path / "w.npy")
     refuse(tmp_path)
     assert "no such file" in refuse(tmp_path / "nowhere.npz")
 
@@ -362,7 +362,7 @@ def test_what_is_no_weights_file_at_all(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"hello, this is a text")
         assert refuse(tmp_path / name) == "not a weights file (.npz), or damaged or cut short"
     (tmp_path / "w.pth").write_bytes(b"hello, this is a text")
-    assert refuse(tmp_path / "w.pth") == "not a PyTorch file, or damaged at its beginning"
+    assert refuse(tmp_path / "w.pth") == "not a PyTorch file, or damaged"
     assert refuse(tmp_path) == f"a directory: name a weights file in it, as {tmp_path / 'weights.npz'}"
 
 

@@ -6,9 +6,8 @@ threads, or how far ahead it is prepared.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from inception.data.dataset import DataError
 from minigrad import layout
 from minigrad.random import Key, integers, uniform
 
+_FAR = 2**15  # pixels: wider than any picture, and sums of such numbers fit into 32 bits
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
 
 
@@ -42,8 +42,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise DataError(f"augment: {name} must be at least 0 pixels, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= _FAR:
+                raise DataError(f"augment: {name} must be from 0 to {_FAR} pixels, got {getattr(self, name)}")
         if self.flip not in (True, False, "alternate"):
             raise DataError(f"augment: flip must be True, False or 'alternate', got {self.flip!r}")
         if not 0 <= self.jitter <= 1:
@@ -60,39 +60,67 @@ class Augment:
         rows    (N,) int, each picture's index in the data set
         fill    (3,) what cutout leaves, in levels from 0 to 255
         """
+        h, w = images.shape[1:3]
+        return self.apply(images, self.draw(rows, (h, w), seed=seed, epoch=epoch), fill)
+
+    def draw(self, rows: np.ndarray, size: tuple[int, int], *, seed: int, epoch: int) -> Changes:
+        """What `epoch` does to the pictures `rows` of `size` = (H, W)."""
         key, n = Key(seed).fold("augment", epoch), len(rows)
+        boxes = shift = mirrored = factors = corners = None
 
         def chance(what: str, numbers: int) -> np.ndarray:
             return uniform(key.fold(what), (n, numbers), rows=rows)
 
         if self.resized_crop:
-            images = _resized_crop(images, chance("resized crop", 4), self.resized_crop)
+            boxes = chance("resized crop", 4)
         elif self.padding:
-            offsets = integers(key.fold("crop"), 2 * self.padding + 1, (n, 2), rows=rows)
-            images = _crop(images, offsets, self.padding)
+            shift = integers(key.fold("crop"), 2 * self.padding + 1, (n, 2), rows=rows) - self.padding
         if self.flip == "alternate":
-            coin = integers(Key(seed).fold("augment", "flip"), 2, n, rows=rows)
-            images = _mirror(images, np.flatnonzero((coin + epoch) % 2))
+            mirrored = (integers(Key(seed).fold("augment", "flip"), 2, n, rows=rows) + epoch) % 2 == 1
         elif self.flip:
-            images = _mirror(images, np.flatnonzero(integers(key.fold("flip"), 2, n, rows=rows)))
+            mirrored = integers(key.fold("flip"), 2, n, rows=rows) == 1
         if self.jitter:
-            images = _jitter(images, 1 + self.jitter * (2 * chance("jitter", 3) - 1))
+            factors = 1 + self.jitter * (2 * chance("jitter", 3) - 1)
         if self.cutout:
-            images = _cutout(images, chance("cutout", 2), self.cutout, fill)
+            corners = np.floor(chance("cutout", 2) * size).astype(np.int64) - self.cutout // 2
+        return Changes(boxes, shift, mirrored, factors, corners)
+
+    def apply(self, images: np.ndarray, changes: Changes, fill: Any) -> np.ndarray:
+        """Do to each of `images` what was drawn for it; arguments and result as of a call."""
+        if self.resized_crop and changes.boxes is not None:
+            images = _resized_crop(images, changes.boxes, self.resized_crop)
+        if changes.shift is not None:
+            images = _crop(images, changes.shift, self.padding)
+        if changes.mirrored is not None:
+            images = _mirror(images, np.flatnonzero(changes.mirrored))
+        if changes.factors is not None:
+            images = _jitter(images, changes.factors)
+        if changes.corners is not None:
+            images = _cutout(images, changes.corners, self.cutout, fill)
         return images
+
+
+class Changes(NamedTuple):
+    """What was drawn for each of N pictures, in the order in which it is done; None: nothing of the kind is done."""
+
+    boxes: np.ndarray | None = None  # (N, 4) in [0, 1): see _resized_crop
+    shift: np.ndarray | None = None  # (N, 2) int64: pixels down and right, from −padding to padding
+    mirrored: np.ndarray | None = None  # (N,) bool
+    factors: np.ndarray | None = None  # (N, 3): of brightness, contrast and saturation
+    corners: np.ndarray | None = None  # (N, 2) int64: top and left of the square that is cut out
 
 
 # Below, pictures are taken one at a time: slices of one picture are plain copies within the cache, where an index of
 # arrays over the whole batch would move three bytes at a time.
 
 
-def _crop(images: np.ndarray, offsets: np.ndarray, padding: int) -> np.ndarray:
-    """y[n, i, j] = x[n, i + offsets[n, 0] − padding, j + offsets[n, 1] − padding], black outside."""
+def _crop(images: np.ndarray, shift: np.ndarray, padding: int) -> np.ndarray:
+    """y[n, i, j] = x[n, i + shift[n, 0], j + shift[n, 1]], black outside."""
     n, h, w, _ = images.shape
     padded = np.zeros((n, h + 2 * padding, w + 2 * padding, 3), np.uint8)
     padded[:, padding : padding + h, padding : padding + w] = images
     out = np.empty_like(images)
-    for i, (top, left) in enumerate(offsets.tolist()):
+    for i, (top, left) in enumerate((shift + padding).tolist()):
         out[i] = padded[i, top : top + h, left : left + w]
     return out
 
@@ -152,12 +180,10 @@ def _jitter(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cutout(images: np.ndarray, centres: np.ndarray, side: int, fill: Any) -> np.ndarray:
-    """centres  (N, 2) in [0, 1): of the squares, whose parts outside the picture are lost."""
-    _, h, w, _ = images.shape
+def _cutout(images: np.ndarray, corners: np.ndarray, side: int, fill: Any) -> np.ndarray:
+    """A square of each picture put to `fill`; its parts outside the picture are lost."""
     out = images.copy()
-    for i, (y, x) in enumerate(centres):
-        top, left = math.floor(y * h) - side // 2, math.floor(x * w) - side // 2
+    for i, (top, left) in enumerate(corners.tolist()):
         out[i, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = fill
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Generator
@@ -10,15 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inception.data.augment import Augment, normalise
+from inception.data.augment import Augment
 from inception.data.dataset import DataError, Dataset
+from inception.data.feed import Feed, open_feed
+from minigrad.layout import Array
 from minigrad.random import Key, permutation
 
 
 class Batch(NamedTuple):
     """What one training step reads."""
 
-    images: np.ndarray  # (N, 3, H, W) float32, normalised, in channels-last memory
+    images: Array  # (N, 3, H, W) float32, normalised, in channels-last memory; where the default backend has arrays
     labels: np.ndarray  # (N,) int64
     rows: np.ndarray  # (N,) int64, each picture's index in the data set
 
@@ -31,6 +34,7 @@ class Loader:
     augment    what is done to the pictures; None leaves them as they are
     drop_last  leave out the last batch if it is smaller than the others
     prefetch   how many batches a thread prepares ahead of the one in use; 0: each is prepared when asked for
+    feed       how the pictures get to the default backend: with CuPy the batches are on the GPU, and made there
     waited     seconds that whoever reads the batches of the latest epoch has waited for them so far
 
     An epoch can be run again, or resumed at any batch, and gives the same bits, whatever `prefetch` is.
@@ -60,11 +64,6 @@ class Loader:
             raise DataError(f"{dataset.name}: each channel's std must be above 0, got {std}: are all pixels alike?")
         if np.shape(mean) != (3,) or np.shape(std) != (3,):
             raise DataError(f"{dataset.name}: mean and std must be three numbers each, got {mean} and {std}")
-        if drop_last and len(dataset) < batch_size:
-            raise DataError(
-                f"{dataset.name}: {len(dataset)} pictures do not fill a batch of {batch_size}: lower the batch size "
-                f"(--batch-size) to {len(dataset)} or less"
-            )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mean, self.std = mean, std
         self.augment, self.shuffle, self.drop_last, self.prefetch = augment, shuffle, drop_last, prefetch
@@ -74,6 +73,11 @@ class Loader:
         """The number of batches in an epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
+
+    @functools.cached_property
+    def feed(self) -> Feed:
+        """The way of the pictures to the default backend, which is settled when it is first needed."""
+        return open_feed(self.dataset, self.augment, self.mean, self.std, self.seed)
 
     def batches(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from number `start` on.
@@ -89,6 +93,7 @@ class Loader:
         begun: deque[Future[Batch]] = deque()
         thread = ThreadPoolExecutor(1, thread_name_prefix="loader")  # there is none until something is submitted
         self.waited = 0.0
+        feed = self.feed
         try:
             for i in range(len(places)):
                 since = time.perf_counter()
@@ -98,15 +103,13 @@ class Loader:
                     batch = begun.popleft().result()
                 else:
                     batch = self._batch(places[i], epoch)
+                batch = batch._replace(images=feed.deliver(batch.images))
                 self.waited += time.perf_counter() - since
                 yield batch
         finally:
             thread.shutdown(cancel_futures=True)  # waits for the batch it is at
 
     def _batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """The batch of the pictures `rows`. It depends on its arguments alone, so any thread may prepare it."""
-        images = self.dataset.images[rows]
-        if self.augment:
-            fill = np.rint(255 * np.asarray(self.mean))  # about zero once normalised
-            images = self.augment(images, rows, seed=self.seed, epoch=epoch, fill=fill)
-        return Batch(normalise(images, self.mean, self.std), self.dataset.labels[rows], rows)
+        """The batch of the pictures `rows`, yet to be delivered. It depends on its arguments alone, so any thread may
+        prepare it."""
+        return Batch(self.feed.prepare(rows, epoch), self.dataset.labels[rows], rows)

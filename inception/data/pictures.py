@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ _KEPT = 1 << 30  # bytes of decoded pictures that may stay in memory
 
 
 def read_picture(
-    path: Path, size: tuple[int, int], *, resize: int | None = None, interpolation: str = "bicubic"
+    path: str | Path, size: tuple[int, int], *, resize: int | None = None, interpolation: str = "bicubic"
 ) -> np.ndarray:
     """The picture as (H, W, 3) uint8 of `size` = (H, W): scaled so that it covers the size, cut in the middle.
 
@@ -38,19 +40,28 @@ def read_picture(
             least = 2 * max(*size, resize or 0)
             picture.draft(None, (least, least))
             ops.exif_transpose(picture, in_place=True)
-            method = image.Resampling[interpolation.upper()]
-            if resize is None:
-                return np.asarray(ops.fit(_to_rgb(picture), size[::-1], method), dtype=np.uint8)
-            short, (h, w) = min(picture.size), size
-            scaled = _to_rgb(picture).resize(tuple(resize * side // short for side in picture.size), method)
-            left, top = (round((side - wanted) / 2) for side, wanted in zip(scaled.size, (w, h), strict=True))
-            return np.asarray(scaled.crop((left, top, left + w, top + h)), dtype=np.uint8)
+            return _framed(_to_rgb(picture), size, resize, interpolation)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged picture can raise anything
         if isinstance(error, image.UnidentifiedImageError):
             raise DataError(f"{path}: not a readable picture: it is none of {', '.join(_FORMATS)}") from None
         raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
+
+
+def _framed(picture: Any, size: tuple[int, int], resize: int | None, interpolation: str) -> np.ndarray:
+    """Scale and cut as `read_picture` says."""
+    image, ops = _pillow()
+    method, wanted = image.Resampling[interpolation.upper()], size[::-1]
+    if resize is None:
+        return np.asarray(ops.fit(picture, wanted, method), dtype=np.uint8)
+    # Only what will be cut out is scaled: the whole of a picture of one line would take gigabytes.
+    short = min(picture.size)
+    scaled = [resize * side // short for side in picture.size]
+    starts = [round((side - part) / 2) for side, part in zip(scaled, wanted, strict=True)]
+    ends = [start + part for start, part in zip(starts, wanted, strict=True)]
+    box = [at * whole / side for at, whole, side in zip(starts + ends, picture.size * 2, scaled * 2, strict=True)]
+    return np.asarray(picture.resize(wanted, method, box=tuple(box)), dtype=np.uint8)
 
 
 _Fits = Callable[[Any], Any]
@@ -74,8 +85,8 @@ class Preprocessing(NamedTuple):
     """How a network wants its pictures: stored beside its weights, applied before it, and no part of it."""
 
     size: tuple[int, int]  # (H, W), pixels
-    mean: tuple[float, ...]  # of each channel, of values in [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of each channel, of values in [0, 1]
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize: int | None = None  # see read_picture
     interpolation: str = "bicubic"
     channels: str = "RGB"  # or "BGR"
@@ -101,12 +112,28 @@ class Preprocessing(NamedTuple):
             )
         return found._replace(size=(size[0], size[1]), mean=tuple(found.mean), std=tuple(found.std))
 
-    def read(self, path: Path) -> np.ndarray:
+    def picture(self, source: str | Path | np.ndarray) -> np.ndarray:
+        """A file, or a picture (H, W, 3) uint8 in RGB, as (H, W, 3) uint8 of the size, in the network's channels.
+
+        Raises what read_picture raises.
+        """
+        if isinstance(source, np.ndarray):
+            framed = _framed(_pillow()[0].fromarray(source), self.size, self.resize, self.interpolation)
+        else:
+            framed = read_picture(source, self.size, resize=self.resize, interpolation=self.interpolation)
+        return framed if self.channels == "RGB" else framed[:, :, ::-1]
+
+    def read(self, path: str | Path) -> np.ndarray:
         """The picture as (1, 3, H, W) float32, ready for the network. Raises what read_picture raises."""
-        picture = read_picture(path, self.size, resize=self.resize, interpolation=self.interpolation)
-        if self.channels == "BGR":
-            picture = np.ascontiguousarray(picture[:, :, ::-1])
-        return normalise(picture[None], np.array(self.mean), np.array(self.std))
+        return normalise(self.picture(path)[None], np.array(self.mean), np.array(self.std))
+
+    def dataset(self, dataset: Dataset) -> Dataset:
+        """The data set with its pictures, files or arrays, as `picture` makes them: what is left is to normalise."""
+        images = dataset.images
+        sources = images.sources if isinstance(images, Pictures) else np.asarray(images)
+        if sources.shape[1:3] == self.size and self.resize is None and self.channels == "RGB":
+            return dataset
+        return replace(dataset, images=Pictures(sources, self))
 
 
 def _pillow() -> tuple[Any, Any]:
@@ -146,45 +173,46 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
 
 class Pictures:
-    """Files that look like an array (N, H, W, 3) of uint8, each decoded when its row is asked for.
+    """Files or pictures that look like an array (N, H, W, 3) of uint8, each prepared when its row is asked for.
 
-    Decoded pictures stay in memory if all of them would take at most a gigabyte.
+    sources   (N,) paths, or (N, H, W, 3) uint8 of any size
+    how       gives each its size and its order of channels; nothing here normalises
+
+    Prepared pictures stay in memory if all of them would take at most a gigabyte.
     """
 
     dtype, ndim = np.dtype(np.uint8), 4
 
-    def __init__(self, paths: Iterable[str | Path], size: tuple[int, int]):
-        self.paths = [str(path) for path in paths]  # a million Paths would take four times the memory
-        self.size = size
-        self.shape: tuple[int, ...] = (len(self.paths), *size, 3)
-        keep = len(self.paths) * size[0] * size[1] * 3 <= _KEPT
-        self._kept = np.empty(self.shape, np.uint8) if keep else None
-        self._is_kept = np.zeros(len(self.paths), bool)
+    def __init__(self, sources: np.ndarray, how: Preprocessing):
+        self.sources, self.how = sources, how
+        self.shape: tuple[int, ...] = (len(sources), *how.size, 3)
+        self._kept = np.empty(self.shape, np.uint8) if math.prod(self.shape) <= _KEPT else None
+        self._is_kept = np.zeros(len(sources), bool)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """The pictures in `rows`, decoded over the threads. Raises DataError naming a file that is no picture."""
-        numbers, kept = np.arange(len(self.paths))[rows], self._kept
+        numbers, kept = np.arange(len(self.sources))[rows], self._kept
         if numbers.ndim == 0:
             return self[numbers[None]][0]
         missing = numbers if kept is None else numbers[~self._is_kept[numbers]]
-        decoded = np.empty((len(missing), *self.shape[1:]), np.uint8)
+        prepared = np.empty((len(missing), *self.shape[1:]), np.uint8)
 
-        def decode(i: int) -> None:
-            decoded[i] = read_picture(Path(self.paths[missing[i]]), self.size)
+        def prepare(i: int) -> None:
+            prepared[i] = self.how.picture(self.sources[missing[i]])
 
-        each(decode, range(len(missing)))
+        each(prepare, range(len(missing)))
         if kept is None:
-            return decoded
-        kept[missing] = decoded
+            return prepared
+        kept[missing] = prepared
         self._is_kept[missing] = True
         return kept[numbers]
 
     def select(self, rows: np.ndarray) -> Pictures:
         """The pictures in `rows` as another such array; nothing is decoded."""
-        return Pictures((self.paths[row] for row in rows), self.size)
+        return Pictures(self.sources[rows], self.how)
 
 
 def load_folders(directory: str | Path, size: tuple[int, int]) -> tuple[Dataset, Dataset]:
@@ -218,4 +246,5 @@ def _class_folders(directory: Path) -> list[str]:
 def _labelled(directory: Path, classes: list[str], size: tuple[int, int]) -> Dataset:
     found = [find_pictures([directory / name]) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
-    return Dataset(Pictures([path for paths in found for path in paths], size), labels, tuple(classes), str(directory))
+    files = np.array([str(path) for paths in found for path in paths], object)  # a Path takes four times the memory
+    return Dataset(Pictures(files, Preprocessing(size)), labels, tuple(classes), str(directory))

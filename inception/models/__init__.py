@@ -25,7 +25,8 @@ def _published() -> list[Form]:
     return [form for room in rooms for form in import_module(f"inception.models.{room}").FORMS]
 
 
-def _form(name: str) -> Form:
+def form_of(name: str) -> Form:
+    """What create_model builds by this name. Raises MinigradError that says what there is."""
     if name not in _forms():
         raise MinigradError(no_such("model", name, _forms()))
     return _forms()[name]
@@ -47,7 +48,7 @@ def list_models() -> list[str]:
 
 def describe_model(name: str) -> str:
     """One line on a model: what it is, and the paper."""
-    return _form(name).about
+    return form_of(name).about
 
 
 def create_model(
@@ -71,7 +72,7 @@ def create_model(
     seed          of the weights: the same name, options and seed give the same weights
     raises        MinigradError for an unknown name, or heads where none were published
     """
-    form = _form(name)
+    form = form_of(name)
     with seeded(seed):
         model = Inception(
             form,
@@ -103,7 +104,7 @@ def compare(*names: str) -> list[Comparison]:
     """The networks side by side (all of them without names), counted by running each once on an empty picture."""
     lines = []
     for name in names or list_models():
-        form = _form(name)
+        form = form_of(name)
         model = Inception(form)
         heads = set(form.heads.values())
         rows = summary(model, (3, form.size.native, form.size.native), depth=1).rows
@@ -133,6 +134,7 @@ __all__ = [
     "compare",
     "create_model",
     "describe_model",
+    "form_of",
     "list_models",
     "register",
 ]

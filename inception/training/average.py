@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
+
+import numpy as np
 
 from minigrad.backend import array_module
+from minigrad.errors import BackendError
+from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.nn import Module
 
@@ -31,16 +36,33 @@ class Average:
             name: array_module(tensor.data).zeros_like(tensor.data) for name, tensor in self.tensors.items()
         }
         self.count = 0.0
+        self.together: Any = None  # on a GPU: the launch for all of them, made when it is first needed
 
     def update(self, step: int) -> None:
         """Take in the weights after the step of this number, from 0."""
         if (step + 1) % self.every:
             return
-        for name, tensor in self.tensors.items():
+        rows = {}
+        for i, (name, tensor) in enumerate(self.tensors.items()):
             total = self.sums[name]
-            total *= self.decay
-            total += tensor.data
+            if self._in_one_launch(i, total, tensor.data):
+                rows[i] = (total, tensor.data), (self.decay,)
+            else:
+                total *= self.decay
+                total += tensor.data
+        if rows:
+            self.together.write(rows)
+            self.together.launch()
         self.count = self.decay * self.count + 1.0
+
+    def _in_one_launch(self, i: int, total: Array, weights: Array) -> bool:
+        if array_module(total) is not array_module(weights):
+            raise BackendError("the weights have moved to another backend since their average began: begin a new one")
+        if isinstance(total, np.ndarray):
+            return False
+        if self.together is None:
+            self.together = kernels(total).Together("average", list(self.sums.values()))
+        return self.together.takes(i, total, weights)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

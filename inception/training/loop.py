@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from inception.data import Batch, Loader, normalise
+from inception.data import Batch, DataError, Loader, normalise
 from inception.training.average import Average
 from inception.training.recipes import Recipe
 from minigrad import Tensor, backend, first_non_finite, no_grad, ops, optim
@@ -59,6 +59,8 @@ class Training:
     test                    to evaluate on after every epoch
     test_average            evaluate the averaged weights too after every epoch, not only after the last
     quiet                   no progress bars
+
+    Raises DataError if the loader has no batch.
     """
 
     def __init__(
@@ -71,6 +73,11 @@ class Training:
         test_average: bool = False,
         quiet: bool = False,
     ):
+        if not len(loader):
+            raise DataError(
+                f"{loader.dataset.name}: {len(loader.dataset)} training pictures do not fill a batch of "
+                f"{loader.batch_size}: lower the batch size (--batch-size)"
+            )
         self.model, self.loader, self.recipe, self.test = model, loader, recipe, test
         self.test_average, self.quiet = test_average, quiet
         self.optimizer = recipe.make_optimizer(model)

@@ -185,7 +185,8 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         training_set, watched_set = split(training_set, options.validation, recipe.seed)
     mean, std = mean_and_std(training_set)
     loader = _training_loader(training_set, options, mean, std)
-    tests, held_out = (Loader(part, recipe.batch_size, mean=mean, std=std) for part in (test_set, watched_set))
+    tests = Loader(test_set, recipe.batch_size, mean=mean, std=std)
+    held_out = Loader(watched_set, recipe.batch_size, mean=mean, std=std) if options.validation else tests
     classes = len(training_set.classes)
     built: dict[str, Any] = {"num_classes": classes, "aux_logits": options.aux_logits, "width": options.width}
     model = create_model(options.model, **built, seed=recipe.seed)
@@ -215,7 +216,10 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         parameters, chance = sum(parameter.size for parameter in model.parameters()), math.log(classes)
         say(f"{options.model}: {parameters:,} parameters, {classes} classes (guessing has loss {chance:.3f})")
         say(f"{training_set.name}: {len(training_set):,} pictures for training, {len(watched_set):,} for evaluation")
-        say(f"{backend.backend()}, {num_threads()} threads; the same again: {options.command()}")
+        where = f"{backend.backend()}, " + (f"{backend.precision()}, " if backend.backend() == "cupy" else "")
+        say(f"{where}{num_threads()} threads; the same again: {options.command()}")
+        if not quiet and loader.feed.where:
+            say(loader.feed.where)
         if checkpoint is not None:
             say(f"going on from {checkpoint.path}: step {training.step:,} of {len(loader) * recipe.epochs:,}")
 

@@ -78,12 +78,9 @@ def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            if zipfile.is_zipfile(file):
+            if file.read(2) == b"PK" or zipfile.is_zipfile(file):  # its first bytes tell it even if it is cut short
                 with zipfile.ZipFile(file) as archive:
                     return _read_zip(path, archive)
-            file.seek(0)
-            if file.read(1) != b"\x80":  # with which every pickle begins
-                raise WeightsError(f"{path}: not a PyTorch file, or damaged at its beginning")
             file.seek(0)
             return _read_old(path, file), {}
     except WeightsError:
@@ -92,6 +89,8 @@ def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise WeightsError(f"{path}: there is no such file") from None
     except Refused as error:
         raise WeightsError(f"{path}: {error}; nothing of it was run") from None
+    except KeyError:  # something that a pickle refers to and does not hold
+        raise WeightsError(f"{path}: not a PyTorch file, or damaged") from None
     except Exception as error:  # a damaged file can raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); it may be damaged or cut short") from None

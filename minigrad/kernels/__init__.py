@@ -49,12 +49,22 @@ Sizes have been checked by the op that calls.
     lrn_dx(dy, x, size, alpha, beta, k) -> dx
     cross_entropy(logits, labels, smoothing) -> losses, dlogits
         (N,), and (N, K): the gradient of each row's own loss
+    matmul(a, b, out) -> a @ b
+        matrices (m, k) and (k, n), or stacks (S, ·, ·) of them, or one and a stack; written into `out`, whose rows are
+        neighbours, unless it is None
     concat(xs) -> y
         channels side by side
     add(a, b, out) -> a + b
         gradients that meet; written into `out`, which may be a or b, unless it is None
 
 `window` is a `minigrad.layout.Window`.
+
+In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
+
+    Together(kernel, firsts): .takes(row, *arrays), .write(rows), .launch()
+        sgd, rmsprop, adamw or average, in place, over all parameters of a model in one launch
+    clip(gradients, into, max_norm) -> norm
+        optim.clip_by_norm in two launches
 
 To add a kernel: a line here; plain loops in `reference`; the function in `numpy_` (and its name in numpy_/__init__.py)
 and in `cupy_`, with its source in cuda/; in tests/kernel_cases.py its arguments, a second plain definition if it has a

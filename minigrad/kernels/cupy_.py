@@ -1,4 +1,4 @@
-"""The kernel table for CuPy arrays: products by cuBLAS, the rest by the CUDA kernels in `cuda/*.cu`.
+"""The kernel table for CuPy arrays: products by cuBLAS (cublas.py), the rest by the CUDA kernels in `cuda/*.cu`.
 
 A kernel's source is read and compiled when it is first called, for the dtype at hand; CuPy keeps the result on disk.
 Every kernel computes a matrix: here are its sizes, its arguments and its launch, there is the formula. Operands are
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.errors import ShapeError
-from minigrad.layout import Array, Window, empty_images, filter_matrix, images, pixels
+from minigrad.kernels.cublas import product
+from minigrad.layout import Array, Window, empty_images, filter_matrix, images, memory_order, pixels
 
 # A k×k patch matrix is k² times its input, 4 GB for a layer of GoogLeNet at batch 128: blocks of images keep it below
 # this, which is far more than it takes to fill a GPU.
 PATCH_BYTES = 256 * 2**20
 THREADS = 256  # of a block
+CHUNK = 4096  # values of a parameter that one block updates
 BLOCKS = 4096  # about as many blocks share the rows of a matrix: a few times what a GPU holds at once
 PARTS = 1024  # the same where every block leaves a part of a sum for a second kernel to add,
 ROWS_EACH = 8  # but no thread adds fewer rows than this
@@ -180,7 +182,7 @@ def correlate(x: Array, weight: Array, window: Window) -> Array:
     xp, n, (oh, ow), filters = array_module(x), x.shape[0], window.output, filter_matrix(weight).T  # (KH·KW·C, O)
     y = xp.empty((n * oh * ow, weight.shape[0]), x.dtype)
     for batch, rows in blocks(n, x.shape[1], window, x.dtype.itemsize):
-        xp.matmul(im2col(x[batch], window), filters, out=y[rows])
+        product(im2col(x[batch], window), filters, y[rows])
     return y
 
 
@@ -214,9 +216,10 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
     dx = xp.empty((n * h * w, c), dy.dtype)
     for batch, rows in blocks(n, c, window, dy.dtype.itemsize):
         if window.is_pointwise:
-            xp.matmul(dy_rows, filters, out=dx)
+            product(dy_rows, filters, dx)
         else:
-            col2im(xp.matmul(dy_rows[rows], filters), dx[batch.start * h * w : batch.stop * h * w], window)
+            dpatches = product(dy_rows[rows], filters, xp.empty((rows.stop - rows.start, filters.shape[1]), dy.dtype))
+            col2im(dpatches, dx[batch.start * h * w : batch.stop * h * w], window)
     return images(dx, n, h, w)
 
 
@@ -224,11 +227,9 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     """dw = dyᵀ @ patches, db = column sums of dy"""
     xp, dy_rows = array_module(x), pixels(dy)
     (n, c, _, _), (kh, kw), o = x.shape, window.kernel, dy.shape[1]
-    dw: Array = None
+    dw = xp.empty((o, kh * kw * c), x.dtype) if n else xp.zeros((o, kh * kw * c), x.dtype)
     for batch, rows in blocks(n, c, window, x.dtype.itemsize):
-        part = xp.matmul(dy_rows[rows].T, im2col(x[batch], window))
-        dw = part if dw is None else xp.add(dw, part, out=dw)
-    dw = xp.zeros((o, kh * kw * c), x.dtype) if dw is None else dw  # no images
+        product(dy_rows[rows].T, im2col(x[batch], window), dw, accumulate=batch.start > 0)
     return images(dw, o, kh, kw), column_sums(dy) if with_bias else None
 
 
@@ -435,6 +436,14 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array
     return results
 
 
+def matmul(a: Array, b: Array, out: Array | None) -> Array:
+    """One product for all matrices of a stack."""
+    if out is None:
+        stack = max(a.shape[:-2], b.shape[:-2], key=len)
+        out = array_module(a).empty((*stack, a.shape[-2], b.shape[-1]), a.dtype)
+    return product(a, b, out)
+
+
 def concat(xs: list[Array]) -> Array:
     """The columns of the pixel matrices side by side."""
     n, _, h, w = xs[0].shape
@@ -454,3 +463,86 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         xp.add(*(x.transpose(0, 2, 3, 1) for x in (a, b)), out=out.transpose(0, 2, 3, 1))
         return out
     return xp.add(a, b, out=out)
+
+
+# ---- Pictures: not in the table, as the host does better with slices of one picture at a time ----
+
+
+def augment(pictures: Array, changes: Array, side: int, table: Array) -> Array:
+    """Take pictures into a batch: cropped, mirrored, a square cut out, normalised, in one pass.
+
+    pictures  (P, H, W, C) uint8
+    changes   (N, 6) int32, for each picture of the batch: its number in `pictures`; pixels down and right by which its
+              crop is shifted, black outside; 1 to mirror that left and right; top and left of the square
+    side      of the square, pixels; 0: none
+    table     (257, C): what every level becomes, and in the last row what is put into the square
+    returns   (N, C, H, W) of the table's dtype
+    """
+    n, (_, h, w, c) = len(changes), pictures.shape
+    xp = array_module(table)
+    pictures, y = xp.ascontiguousarray(pictures), xp.empty((n * h, w * c), table.dtype)
+    launch("pictures", "augment", table, *y.shape, pictures, changes, side, table, y, n * h, h, w, c)
+    return images(y, n, h, w)
+
+
+# ---- All parameters of a model at once ----
+
+Row = tuple[Sequence[Array | None], Sequence[float]]  # arrays of one size, the first of which is never None; numbers
+
+
+class Together:
+    """One launch of a kernel of cuda/optim.cu over many rows of arrays, however many and however large.
+
+    kernel   its name
+    firsts   the first array of each row: dtype and sizes are those of the launch, addresses may change
+
+    The kernel reads from tables on the device where the arrays of a row are, which is written when it has changed, and
+    its numbers. So whoever has recorded `launch` in a CUDA graph can `write` the numbers of a step before each replay.
+    """
+
+    def __init__(self, kernel: str, firsts: Sequence[Array]):
+        self.kernel, self.like, self.sizes = kernel, firsts[0], [array.size for array in firsts]
+        cut = [(i, j, min(size, j + CHUNK)) for i, size in enumerate(self.sizes) for j in range(0, size, CHUNK)]
+        self.chunks = array_module(self.like).asarray(np.array(cut, np.int64))  # (blocks, 3)
+        self.addresses: Array = None  # (rows, arrays), on the device
+        self.numbers: Array = None  # (rows, numbers), on the device
+        self.known: Any = None  # what stands in `addresses`
+
+    def takes(self, row: int, *arrays: Array | None) -> bool:
+        """Whether these arrays can stand in a row: one value after the other, in the same order in all of them."""
+        given = [array for array in arrays if array is not None]
+        orders = {memory_order(a.shape, a.strides, a.itemsize) for a in given}
+        kind = type(self.like), self.like.dtype, given[0].shape
+        alike = all((type(a), a.dtype, a.shape) == kind for a in given)
+        return alike and len(orders) == 1 and None not in orders and given[0].size == self.sizes[row]
+
+    def write(self, rows: Mapping[int, Row]) -> None:
+        """Tell of arrays and numbers, by the row's position; a row that is not told of is left alone."""
+        xp = array_module(self.like)
+        addresses, numbers = (np.zeros((len(self.sizes), len(part))) for part in next(iter(rows.values())))
+        addresses = addresses.astype(np.int64)
+        for i, (arrays, values) in rows.items():
+            addresses[i] = [0 if array is None else array.data.ptr for array in arrays]
+            numbers[i] = values
+        if self.addresses is None:
+            self.addresses, self.numbers = xp.empty(addresses.shape, np.int64), xp.empty(numbers.shape, np.float64)
+        if not np.array_equal(addresses, self.known):
+            self.addresses[...], self.known = xp.asarray(addresses), addresses
+        self.numbers[...] = xp.asarray(numbers)  # into the same memory: a graph reads it there
+
+    def launch(self, kernel: str = "", *more: Any) -> None:
+        """Start the kernel, or another one, on what was written last; `more` is what else it takes."""
+        tables = self.chunks, self.addresses, self.addresses.shape[1], self.numbers, self.numbers.shape[1]
+        if blocks := len(self.chunks):
+            launch("optim", kernel or self.kernel, self.like, blocks, 1, *tables, *more, parts=blocks)
+
+
+def clip(gradients: list[Array], into: list[Array], max_norm: float) -> Array:
+    """Write the gradients, scaled to a joint norm of at most max_norm, into arrays like them; return the norm, (1,)."""
+    together = Together("clip", into)
+    together.write({i: (pair, (max_norm,)) for i, pair in enumerate(zip(into, gradients, strict=True))})
+    xp, blocks = array_module(into[0]), len(together.chunks)
+    squares, norm = xp.empty(blocks, np.float64), xp.zeros(1, np.float64)
+    together.launch("squares", squares)
+    together.launch("clip", squares, blocks, norm)
+    return norm

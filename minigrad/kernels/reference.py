@@ -323,6 +323,18 @@ def concat(xs: list[Array]) -> Array:
     return channels_last(np, np.concatenate(xs, axis=1))
 
 
+def matmul(a: Array, b: Array, out: Array | None) -> Array:
+    """out[…, i, j] = Σ_k a[…, i, k] · b[…, k, j]"""
+    a64, b64 = double(a, b)
+    y = np.zeros((*max(a.shape[:-2], b.shape[:-2], key=len), a.shape[-2], b.shape[-1]))
+    for k in range(a.shape[-1]):
+        y += a64[..., :, k, None] * b64[..., None, k, :]
+    if out is None:
+        return y.astype(a.dtype)
+    out[...] = y
+    return out
+
+
 def add(a: Array, b: Array, out: Array | None) -> Array:
     """a + b, written into `out` unless it is None."""
     if out is None:

@@ -17,7 +17,7 @@ import numpy as np
 from minigrad import backend
 from minigrad.backend import array_module, to_host
 from minigrad.errors import DtypeError, MinigradError, StateError, differences
-from minigrad.layout import Array, empty_images
+from minigrad.layout import Array, empty_images, moved
 from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
 from minigrad.tensor import Tensor
@@ -194,6 +194,19 @@ class Module:
             raise StateError(f"these weights hold something that is not a number: {error}") from None
         for name, tensor in mine.items():
             tensor.data[...] = array_module(tensor.data).asarray(arrays[name])
+
+    def to(self, name: str) -> Module:
+        """Move every parameter and buffer to a backend, "numpy" or "cupy"; gradients are forgotten. Returns the module.
+
+        Where new arrays are made, a batch for example, is another matter: `minigrad.set_backend`. An optimizer is
+        built after this; one that was built before says so, and its state goes on in a new one (`load_state_dict`).
+        Raises BackendError if the backend cannot be used here.
+        """
+        xp = backend.module_named(name)
+        for _, tensor in self._named(Tensor):
+            tensor.data = moved(tensor.data, xp)
+            tensor.grad, tensor.node = None, None
+        return self
 
     def astype(self, dtype: Any) -> Module:
         """Convert every parameter and buffer to float32 or float64."""

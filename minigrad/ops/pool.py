@@ -97,13 +97,13 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int, int]) -> Tensor
     oh, ow = pair(output_size, "output_size")
     if x.ndim != 4 or min(oh, ow) < 1:
         raise ShapeError(f"adaptive_avg_pool2d wants (N, C, H, W) and sizes of at least 1, got {x.shape}, {oh}×{ow}")
-    xp, (n, c, h, w) = array_module(x.data), x.shape
+    xp, k, (n, c, h, w) = array_module(x.data), kernels(x.data), x.shape
     down, across = (_adaptive_weights(xp, size, o, x.dtype) for size, o in ((h, oh), (w, ow)))
     a = (down[:, None, :, None] * across[None, :, None, :]).reshape(oh * ow, h * w)
 
     def product(matrix: Array, source: Array, size: tuple[int, int]) -> Array:
         result = empty_images(xp, (n, c, *size), source.dtype)
-        xp.matmul(matrix, pixels(source).reshape(n, -1, c), out=pixels(result).reshape(n, -1, c))
+        k.matmul(matrix, pixels(source).reshape(n, -1, c), pixels(result).reshape(n, -1, c))
         return result
 
     y = product(a, x.data, (oh, ow))

@@ -47,6 +47,7 @@ __all__ = [
     "cross_entropy",
     "lrn",
     "lrn_dx",
+    "matmul",
     "max_pool",
     "max_pool_dx",
     "max_pool_winners",
@@ -61,6 +62,10 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array
     target = np.full((n, k), smoothing / k, logits.dtype)
     target[np.arange(n), labels] += 1 - smoothing
     return -(target * log_p).sum(axis=1), np.exp(log_p) - target
+
+
+def matmul(a: Array, b: Array, out: Array | None) -> Array:
+    return np.matmul(a, b, out=out)
 
 
 def concat(xs: list[Array]) -> Array:
