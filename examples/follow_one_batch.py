@@ -377,8 +377,9 @@ def main() -> None:
             )
         depth(stop, images[0], path)
         return
-    sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in getattr(train.images, "paths", [])]
-    print(f"{train.name}: {', '.join(sources[: options.batch]) or 'pictures that are in memory already'}")
+    files = [file for file in getattr(train.images, "sources", [])[: options.batch] if isinstance(file, Path)]
+    sources = [f"{file}, {file.stat().st_size:,} bytes" for file in files]
+    print(f"{train.name}: {', '.join(sources) or 'pictures that are in memory already'}")
     print(f"  labels {', '.join(train.classes[label] for label in labels)}")
     enlarged = "" if (h, w) == (size, size) else f", brought from {h}×{w} to the network's size by repeating pixels"
     print(f"  uint8 (N, H, W, 3) = {images.shape}, {images.nbytes:,} bytes{enlarged}")
