@@ -377,8 +377,8 @@ def main() -> None:
             )
         depth(stop, images[0], path)
         return
-    files = [file for file in getattr(train.images, "sources", [])[: options.batch] if isinstance(file, Path)]
-    sources = [f"{file}, {file.stat().st_size:,} bytes" for file in files]
+    files = getattr(train.images, "sources", images)[: options.batch]  # paths, or the pictures themselves
+    sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in files if isinstance(file, (str, Path))]
     print(f"{train.name}: {', '.join(sources) or 'pictures that are in memory already'}")
     print(f"  labels {', '.join(train.classes[label] for label in labels)}")
     enlarged = "" if (h, w) == (size, size) else f", brought from {h}×{w} to the network's size by repeating pixels"
