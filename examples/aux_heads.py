@@ -73,8 +73,9 @@ def main() -> None:
         axes.semilogy(list(with_heads.values()), marker="o", color="#D55E00", label="and two heads, 0.3 each")
         for head in model.form.heads:
             axes.axvline(list(without).index(head), color="#D55E00", linestyle=":", linewidth=1)
-        axes.yaxis.set_major_formatter("{x:.2g}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xticks(range(len(without)), list(without), rotation=40, ha="right")
         axes.set_title(
             f"{options.model}, fresh weights: length of dL/dy of each row (dotted: a head looks here)",

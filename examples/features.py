@@ -1,83 +1,101 @@
 #!/usr/bin/env python3
-"""What has the network learnt to see? The filters of its first layer, and the pictures that excite single units most.
+"""What has the network learnt to see? The filters of its first layer, and the pictures that excite a channel most.
 
-A unit is a channel of a row of the network's table (--layer, its last by default); how much a picture excites it is
-the largest value of that channel over the picture's pixels, after the ReLU. The frame is where that was.
+filters.png: the filters that training has changed most, before it and after, and what they make of a picture.
+LAYER.png: of some channels of a row of the network's table (--layer, its last by default) the pictures that excite
+them most: by the largest value of the channel over the picture's pixels, after the ReLU. The frame is where that was.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
-from subject import parser, subject, told
+from subject import Subject, parser, subject, told
 
+from inception.models import create_model
 from inception.training.report import drawing
-from minigrad import nn, no_grad
+from minigrad import Tensor, nn, no_grad, ops
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError, no_such
 from minigrad.watch import each_op
+
+FRAME = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+
+
+def first(model: nn.Module) -> nn.Conv2d:
+    return next(layer for _, layer in model.named_modules() if isinstance(layer, nn.Conv2d))
+
+
+def draw_filters(look: Subject, path: Path) -> None:
+    conv, x = first(look.model), look.batch(np.arange(1))
+    fresh = to_host(first(create_model(look.about["model"], **look.about["options"])).weight.data)
+    trained = to_host(conv.weight.data)  # (O, 3, KH, KW)
+    shown = np.argsort(-np.abs(trained - fresh).sum((1, 2, 3)))[:10]
+    even = [float(np.median(np.abs(w.sum((1, 2, 3))) / np.abs(w).sum((1, 2, 3)))) for w in (fresh, trained)]
+    with drawing(path, 9.5, 4.6) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 10))
+        left.subplots().imshow(look.dataset.images[0])
+        left.axes[0].set_title("a picture", size=9)
+        kinds = zip(("fresh, as training begins", "trained"), (fresh, trained), even, strict=True)
+        for part, (name, filters, share) in zip(right.subfigures(2, 1), kinds, strict=True):
+            part.suptitle(f"{name}: filters (grey is 0), and what each makes of the picture; "
+                          f"of an even surface {share:.0%} passes", size=10)  # fmt: skip
+            above, below = part.subplots(2, len(shown))
+            tiles = filters / np.abs(filters).max((1, 2, 3), keepdims=True) / 2 + 0.5  # each uses the whole range
+            with no_grad():
+                seen = to_host(ops.conv2d(x, Tensor(filters), stride=conv.stride, padding=conv.padding).data[0])
+            for k, one, two in zip(shown, above, below, strict=True):
+                one.imshow(tiles[k].transpose(1, 2, 0))
+                two.imshow(seen[k], cmap="gray")
+                one.set_title(f"{k}", size=8)
+        for axes in figure.axes:
+            axes.set_axis_off()
+    print(f"first layer, {len(trained)} filters {trained.shape[2]}×{trained.shape[3]}: of an even surface a fresh one "
+          f"passes {even[0]:.0%} (median of |Σw|/Σ|w|), a trained one {even[1]:.0%}; drawn: {path}")  # fmt: skip
 
 
 def main() -> None:
     words = parser(__doc__, "features")
     words.add_argument("--layer", help="a row of the network's table")
-    words.add_argument("--units", type=int, default=6, help="at most, each for another class (%(default)s)")
+    words.add_argument("--channels", type=int, default=6, help="at most, each for another class (%(default)s)")
     words.add_argument("--pictures", type=int, default=500, help="to search (%(default)s)")
     options = words.parse_args()
     look = subject(options)
-    names = [step.name for step in look.model.form.steps]
+    data, names = look.dataset, [step.name for step in look.model.form.steps]
     layer = options.layer or names[-1]
     if layer not in names:
         raise MinigradError(no_such("layer", layer, names))
+    draw_filters(look, options.out / "filters.png")
 
-    first = next(m for _, m in look.model.named_modules() if isinstance(m, nn.Conv2d))
-    filters = to_host(first.weight.data)  # (O, 3, KH, KW)
-    reach = np.abs(filters).max((1, 2, 3), keepdims=True)
-    tiles = (filters / reach / 2 + 0.5).transpose(0, 2, 3, 1)  # each filter uses the whole range
-    path = options.out / "filters.png"
-    side = int(np.ceil(len(tiles) ** 0.5))
-    with drawing(path, 6, 6) as figure:
-        for axes, tile in zip(figure.subplots(side, side, squeeze=False).ravel(), tiles, strict=False):
-            axes.imshow(tile if tile.shape[2] == 3 else tile.mean(2), cmap="gray")
-        for axes in figure.axes:
-            axes.set_axis_off()
-    print(f"{len(tiles)} filters {filters.shape[2]}×{filters.shape[3]} of the first layer; drawn: {path}")
-
-    best, places = [], []
-    n = min(options.pictures, len(look.dataset))
+    best, places, n = [], [], min(options.pictures, len(data))
     for start in range(0, n, 50):
         maps: dict[str, np.ndarray] = {}
         with no_grad(), each_op(look.model, lambda e, maps=maps: maps.update({e.path: to_host(e.outputs[0][1])})):
             look.model(look.batch(np.arange(start, min(start + 50, n))))
-        a = maps[layer]
-        flat = a.reshape(*a.shape[:2], -1)
-        best.append(flat.max(2))
-        places.append(flat.argmax(2))
-        grid = a.shape[2:]
-    value, place = np.concatenate(best), np.concatenate(places)  # (pictures, units)
-    tops = np.argsort(-value, axis=0)[:8]  # (8, units): the pictures that excite each most
-    chosen: dict[int, int] = {}  # a unit for each class that is the commonest among some unit's eight
-    for unit in np.argsort(-value.std(0) / (value.mean(0) + 1e-6)):
-        chosen.setdefault(int(np.bincount(look.dataset.labels[tops[:, unit]]).argmax()), unit)
-    units = list(chosen.values())[: options.units]
-    path, h = options.out / f"{layer}.png", look.dataset.images.shape[1]
-    with drawing(path, 9, 1.15 * len(units)) as figure:
-        for unit, row in zip(units, figure.subplots(len(units), 9, squeeze=False), strict=True):
-            top = tops[:, unit]
-            labels = look.dataset.labels[top]
-            common = np.bincount(labels).argmax()
+        flat = maps[layer].reshape(*maps[layer].shape[:2], -1)
+        best.append(flat.max(2)), places.append(flat.argmax(2))
+    grid = maps[layer].shape[2:]
+    value, place = np.concatenate(best), np.concatenate(places)  # (pictures, channels)
+    tops = np.argsort(-value, axis=0)[:8]  # (8, channels): the pictures that excite each most
+    chosen: dict[int, int] = {}  # a channel for each class that is the commonest among some channel's eight
+    for k in np.argsort(-value.std(0) / (value.mean(0) + 1e-6)):
+        chosen.setdefault(int(np.bincount(data.labels[tops[:, k]]).argmax()), k)
+    channels, path = list(chosen.items())[: options.channels], options.out / f"{layer}.png"
+    cell = np.array(data.images.shape[2:0:-1]) / grid[::-1]  # pixels of the picture, (x, y)
+    with drawing(path, 9, 0.5 + 1.05 * len(channels)) as figure:
+        figure.suptitle(f"{layer}: the 8 of {n} pictures that excite a channel most, and where (yellow)", size=10)
+        for (common, k), row in zip(channels, figure.subplots(len(channels), 9, squeeze=False), strict=True):
             for axes in row:
                 axes.set_axis_off()
-            text = f"unit {unit}\n{(labels == common).sum()} of 8:\n{look.dataset.classes[common]}"
-            row[0].text(0, 0.5, text, size=8, va="center", transform=row[0].transAxes)
-            for axes, picture in zip(row[1:], top, strict=False):
-                axes.imshow(look.dataset.images[picture])
-                y, x = np.unravel_index(place[picture, unit], grid)
-                cell = h / grid[0]
-                corner = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * cell + (x * cell - 0.5, y * cell - 0.5)
-                axes.plot(*corner.T, color="#ffe100", linewidth=1.5)
-    print(f"the 8 of {n} pictures that excite {len(units)} units of {layer} most; drawn: {path}")
+            text = f"channel {k}\n{(data.labels[tops[:, k]] == common).sum()} of the 8 are\n{data.classes[common]}"
+            row[0].text(1, 0.5, text, size=8, va="center", ha="right", transform=row[0].transAxes)
+            for axes, picture in zip(row[1:], tops[:, k], strict=False):
+                axes.imshow(data.images[picture])
+                y, x = np.unravel_index(place[picture, k], grid)
+                axes.plot(*((FRAME + (x, y)) * cell - 0.5).T, color="#ffe100", linewidth=1.5)
+    print(f"{layer}: the 8 of {n} pictures that excite each of {len(channels)} channels most; drawn: {path}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from subject import told
+from subject import find, told
 
 from inception.data import load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model, list_models
@@ -50,6 +50,7 @@ class Stop:
         self.gradient: float | None = None  # its length
         self.forward = event if keep else None  # with all arrays, for the stop that is looked at in depth
         self.backward: Event | None = None
+        self.shared: Event | None = None  # backward of what it shares with the layers that ran at once with it
 
 
 class Code(NamedTuple):
@@ -94,9 +95,13 @@ def follow(model: Any, x: Tensor, labels: np.ndarray, wanted: str | None) -> tup
                     unit.units = stop.units
             running[key] = stop
             stops.append(stop)
-        elif (stop := running.get(key)) and event.inputs:  # else: what several layers share
+        elif (stop := running.get(key)) and event.inputs:
             stop.gradient = float(np.linalg.norm(to_host(event.inputs[0][1]).ravel().astype(np.float64)))
             stop.backward = event if stop.forward else None
+        elif event.direction == "backward" and event.inputs:  # of what several layers share
+            for (other, _), one in running.items():
+                if other == key[0] and one.forward:
+                    one.shared = event
 
     model.train()
     model.set_key(Key(0).fold("follow"))
@@ -112,15 +117,18 @@ def follow(model: Any, x: Tensor, labels: np.ndarray, wanted: str | None) -> tup
 
 def table(stops: list[Stop]) -> str:
     """A row for each stop. All columns but one are read downwards, the gradient upwards."""
-    rows = [("stop", "layer", "op", "shape", "where", "bytes", "mean", "std", "↑ ‖gradient‖")]
+    rows = [("stop", "layer", "op", "shape", "where", "result's bytes", "mean", "std", "↑ ‖gradient‖")]
     for stop in stops:
         together = f" (1 of {stop.units} at once)" if stop.units > 1 else ""
-        place = stop.code.place.removeprefix("minigrad/") if stop.code else "no graph"
+        place = stop.code.place if stop.code else "no graph"
         length = "none" if stop.gradient is None else f"{stop.gradient:.3g}"
         shape = "×".join(map(str, stop.shape)) or "1"
         numbers = f"{stop.bytes:,}", f"{stop.mean:.3f}", f"{stop.std:.3f}", length
         rows.append((str(stop.number), stop.place, stop.op + together, shape, place, *numbers))
-    return columns(rows, left=5)
+    return f"""{columns(rows, left=5)}
+
+shape, bytes, mean and std are of what the op makes, y (what is kept for backward: python -m inception summary);
+↑ ‖gradient‖ is the length of dL/dy, which comes back to it: that column is computed, and read, from below."""
 
 
 def legend(stops: list[Stop]) -> str:
@@ -140,7 +148,6 @@ def depth(stop: Stop, picture: np.ndarray, path: Path) -> None:
     forward, backward, module = stop.forward, stop.backward, stop.module
     assert forward is not None
     conv = module.conv if isinstance(module, nn.ConvNormReLU) else module
-    (_, x), *_ = forward.inputs
     print(f"stop {stop.number}, {stop.place}: {stop.op}\n  {formula(stop.code.function) if stop.code else ''}")
     for name, array in forward.inputs:
         print(f"  from {name}: {array.shape}, mean {array.mean():.3f}, std {array.std():.3f}")
@@ -150,13 +157,27 @@ def depth(stop: Stop, picture: np.ndarray, path: Path) -> None:
         print(f"  a gradient of length {stop.gradient:.3g} comes back, and becomes")
         for name, dx in backward.outputs:
             print(f"    {np.linalg.norm(to_host(dx)):.3g} for {name} {dx.shape}")
+    if stop.shared is not None:
+        for name, dx in stop.shared.outputs:
+            print(f"    {np.linalg.norm(to_host(dx)):.3g} for {name} {dx.shape}, from all {stop.units} units "
+                  "that see it:\n      they run at once, and one product makes the sum of their parts")  # fmt: skip
     if isinstance(conv, nn.Conv2d) and stop.op in ("conv2d", "conv_bn_relu"):
         convolution(stop, conv, picture, path)
     elif y.ndim == 4:
         with drawing(path, 9, 4) as figure:
             left, right = figure.subplots(1, 2)
-            maps(left, to_host(x if x.ndim == 4 else y), "what comes in: channels of the first picture")
-            maps(right, to_host(y), "what goes out")
+            given = [to_host(a) for _, a in forward.inputs if a.ndim == 4] or [to_host(y)]
+            if stop.op == "concat":
+                parts = np.split(to_host(y), np.cumsum([a.shape[1] for a in given])[:-1], 1)
+                maps(left, given, "what comes in: some channels of each branch")
+                maps(right, parts, f"what goes out: {y.shape[1]} channels in one array", MANY)
+            elif stop.op == "max_pool2d":
+                maps(left, given, "what comes in; red: the winner of each window", 4)
+                winners(left, given[0], module, 4)
+                maps(right, [to_host(y)], "what goes out", 4)
+            else:
+                maps(left, given, "what comes in: channels of the first picture")
+                maps(right, [to_host(y)], "what goes out")
         print(f"  drawn: {path}")
 
 
@@ -181,7 +202,7 @@ def convolution(stop: Stop, conv: nn.Conv2d, picture: np.ndarray, path: Path) ->
     filter  {numbers(columns_[:, o])}
     sum     {total:.6f}{"" if bias is None else f" + bias {bias[o]:.6f} = {total + bias[o]:.6f}"}
     conv2d  {y.data[0, o, i, j]:.6f}""")
-    results = [("convolution", y.data[0, o])]
+    results = [("convolution", y.data[:, o])]
     if stop.op == "conv_bn_relu":
         results += plain_steps(stop, leaves, y, o)
     top, left = i * window.stride[0] - window.padding[0], j * window.stride[1] - window.padding[1]
@@ -200,7 +221,8 @@ def convolution(stop: Stop, conv: nn.Conv2d, picture: np.ndarray, path: Path) ->
         box(four, j, i, (1, 1))
         for axes, (name, result) in zip(np.atleast_1d(lower.subplots(1, len(results))), results, strict=True):
             axes.hist(result.ravel(), bins=40, color="#1b9e77")
-            axes.set_title(f"{name}: mean {result.mean():.2f}, std {result.std():.2f}", size=9)
+            mean = round(float(result.mean()), 2) + 0.0  # no −0.00
+            axes.set_title(f"{name}, {len(result)} pictures: mean {mean:.2f}, std {result.std():.2f}", size=9)
     print(f"  drawn: {path}")
 
 
@@ -231,8 +253,8 @@ def plain_steps(stop: Stop, leaves: list[Tensor], y: Tensor, o: int) -> list[tup
   The one op differs from these steps by {off:.1e} in its result, and by {dw_off:.1e} of the largest value in the
   gradient of its filters.""")
     if stop.units > 1:
-        print(f"  {stop.units} units that see this input run at once: their filters side by side, one product.")
-    return [("normalised", normal.data[0, o]), ("after ReLU", z.data[0, o])]
+        print(f"  {stop.units} units that see this input ran at once: their filters side by side, one product.")
+    return [("normalised", normal.data[:, o]), ("after ReLU", z.data[:, o])]
 
 
 def patch_matrix(x: np.ndarray, window: Window) -> np.ndarray:
@@ -274,27 +296,53 @@ def show(axes: Any, values: np.ndarray, title: str) -> None:
     axes.set_xticks([]), axes.set_yticks([])
 
 
-def box(axes: Any, x: float, y: float, size: tuple[int, int]) -> None:
+def box(axes: Any, x: float, y: float, size: tuple[int, int], color: str = YELLOW) -> None:
     """A frame around cells, from the corner (x, y); size is (height, width)."""
     edges = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * (size[1], size[0]) + (x - 0.5, y - 0.5)
-    axes.plot(*edges.T, color=YELLOW, linewidth=2.2, clip_on=False)
+    axes.plot(*edges.T, color=color, linewidth=2.2, clip_on=False)
 
 
-def maps(axes: Any, x: np.ndarray, title: str) -> None:
-    """The first channels of the first picture, side by side."""
-    side = int(np.ceil(min(16, x.shape[1]) ** 0.5))
-    h, w = x.shape[2:]
-    sheet = np.full((side * (h + 1), side * (w + 1)), np.nan, x.dtype)
-    for k in range(min(side * side, x.shape[1])):
-        top, left = k // side * (h + 1), k % side * (w + 1)
-        sheet[top : top + h, left : left + w] = x[0, k]
+SOME, MANY = 16, 256  # channels to draw
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+
+
+def maps(axes: Any, arrays: list[np.ndarray], title: str, most: int = SOME) -> None:
+    """Channels of the first picture of each array, side by side; several arrays have a frame of a colour each."""
+    share = most // len(arrays) if most < MANY else MANY
+    cells = [(i, k) for i, a in enumerate(arrays) for k in range(min(share, a.shape[1]))]
+    side, (h, w), gap = grid_of(len(cells), arrays[0])
+    sheet = np.full((side * (h + gap), side * (w + gap)), np.nan, np.float32)
+    for n, (i, k) in enumerate(cells):
+        top, left = n // side * (h + gap), n % side * (w + gap)
+        sheet[top : top + h, left : left + w] = arrays[i][0, k]
+        if len(arrays) > 1:
+            box(axes, left, top, (h, w), COLOURS[i % len(COLOURS)])
     show(axes, sheet, title)
+
+
+def grid_of(cells: int, x: np.ndarray) -> tuple[int, tuple[int, int], int]:
+    """How many channels stand side by side, how large each is, and the pixels between them."""
+    return int(np.ceil(cells**0.5)), x.shape[2:], max(1, x.shape[2] // 10)
+
+
+def winners(axes: Any, x: np.ndarray, pool: Any, channels: int) -> None:
+    """Mark, on so many channels of x as `maps` has drawn them, the pixel that wins in each window."""
+    window = Window.of(x.shape[2:], pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode)
+    (kh, kw), (ph, pw), (sh, sw), (oh, ow) = window.kernel, window.padding, window.stride, window.output
+    channels = min(channels, x.shape[1])
+    side, (h, w), gap = grid_of(channels, x)
+    padded = np.pad(x[0], ((0, 0), (ph, ph + sh), (pw, pw + sw)), constant_values=-np.inf)  # + stride: for ceil_mode
+    for n in range(channels):
+        windows = np.lib.stride_tricks.sliding_window_view(padded[n], (kh, kw))[::sh, ::sw][:oh, :ow]
+        best = windows.reshape(oh, ow, -1).argmax(2)
+        row, column = np.arange(oh)[:, None] * sh - ph + best // kw, np.arange(ow) * sw - pw + best % kw
+        axes.plot(column + n % side * (w + gap), row + n // side * (h + gap), ".", color="#D55E00", markersize=3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="googlenet_small", help=f"{', '.join(list_models())} (%(default)s)")
-    parser.add_argument("--weights", type=Path, help="a trained model instead of fresh weights")
+    parser.add_argument("--weights", type=Path, help="a trained model, by file or shipped name, not fresh weights")
     parser.add_argument("--data", default="shapes", help="shapes, a directory, an .npz: as for training (%(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="pictures (%(default)s)")
     parser.add_argument("--stop", help="one stop in depth: a layer, an op, a number, or `pixels`")
@@ -302,7 +350,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch < 2:
         raise MinigradError(f"--batch must be at least 2, got {options.batch}: batch norm needs several values")
-    model: Any = load_model(options.weights)[0] if options.weights else create_model(options.model, num_classes=10)
+    given = options.weights
+    model: Any = load_model(find(given))[0] if given else create_model(options.model, num_classes=10)
     size = model.form.size.native
     train = load_shapes(options.batch, 0)[0] if options.data == "shapes" else open_data(options.data, size=size)[0]
     if not options.weights and len(train.classes) != 10:
@@ -328,8 +377,9 @@ def main() -> None:
             )
         depth(stop, images[0], path)
         return
-    sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in getattr(train.images, "paths", [])]
-    print(f"{train.name}: {', '.join(sources[: options.batch]) or 'pictures that are in memory already'}")
+    files = getattr(train.images, "sources", images)[: options.batch]  # paths, or the pictures themselves
+    sources = [f"{file}, {Path(file).stat().st_size:,} bytes" for file in files if isinstance(file, (str, Path))]
+    print(f"{train.name}: {', '.join(sources) or 'pictures that are in memory already'}")
     print(f"  labels {', '.join(train.classes[label] for label in labels)}")
     enlarged = "" if (h, w) == (size, size) else f", brought from {h}×{w} to the network's size by repeating pixels"
     print(f"  uint8 (N, H, W, 3) = {images.shape}, {images.nbytes:,} bytes{enlarged}")

@@ -1,7 +1,7 @@
 """What the examples look at: a trained model, and pictures it was not trained on.
 
-The model comes from a weights file (--weights, as `python -m inception train` writes it), or is trained here within
-about a minute, on shapes, and kept in the folder of the drawings (--out), so that the next example can begin with it.
+Two models come with the package: googlenet_small_shapes, which the examples take unless told otherwise, and
+googlenet_small, trained on CIFAR-10 (--weights googlenet_small --data DIR).
 """
 
 from __future__ import annotations
@@ -9,38 +9,38 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from inception.data import Dataset, Loader, Preprocessing, load_shapes, mean_and_std, normalise, open_data
-from inception.models import create_model
-from inception.training import RECIPES, Training, to_tensor
+from inception.data import Loader, Preprocessing, load_shapes, normalise, open_data
+from inception.training import evaluate, to_tensor
 from inception.training.report import matplotlib_
-from inception.weights import load_model, save_weights
+from inception.weights import load_model, shipped
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.nn import Module
 
-# A quarter of the published widths: about 1/16 of the cost.
-QUICK = {"model": "googlenet_small", "options": {"num_classes": 10, "aux_logits": False, "width": 0.25}}
+JUDGED = 500  # pictures, at most, for the accuracy
 
 
 class Subject(NamedTuple):
-    """A model in evaluation mode, and pictures."""
+    """A model in evaluation mode, and pictures of the classes that it tells apart."""
 
-    model: Module
-    dataset: Dataset
+    model: Any  # an Inception
+    about: dict[str, Any]  # what the file says of it
+    dataset: Any  # a Dataset; None for an example that needs none
     mean: np.ndarray  # (3,), of pixels in [0, 1]
     std: np.ndarray
 
     def batch(self, rows: np.ndarray, *, requires_grad: bool = False) -> Tensor:
         """The pictures `rows` as the network reads them, (N, 3, H, W)."""
-        x = to_tensor(normalise(self.dataset.images[rows], self.mean, self.std))
-        return Tensor(x.data, requires_grad)
+        return self.tensor(self.dataset.images[rows], requires_grad=requires_grad)
+
+    def tensor(self, images: np.ndarray, *, requires_grad: bool = False) -> Tensor:
+        """Any pictures (N, H, W, 3) uint8, likewise."""
+        return Tensor(to_tensor(normalise(images, self.mean, self.std)).data, requires_grad)
 
     def picture(self, x: np.ndarray) -> np.ndarray:
         """A normalised picture (3, H, W) as one to look at, (H, W, 3) in [0, 1]: the way back from `batch`."""
@@ -50,41 +50,49 @@ class Subject(NamedTuple):
 def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     """The options that all examples have. `description` is the script's docstring."""
     words = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--weights", type=Path, help="a trained model (default: train a small one now, on shapes)")
+    words.add_argument("--weights", type=Path, default=Path("googlenet_small_shapes"),
+                       help="a trained model: a file, or the name of one that is shipped (%(default)s)")  # fmt: skip
     words.add_argument("--data", default="shapes", help="what to look at: see `python -m inception train --help`")
     words.add_argument("--out", type=Path, default=Path("runs") / out, help="folder for the drawings (%(default)s)")
-    words.add_argument("--train", type=int, default=12000, help="shapes to train on, without --weights (%(default)s)")
     return words
 
 
+def find(weights: Path) -> Path:
+    """The file, or the one that a name without a suffix means: that of a model that comes with the package."""
+    return weights if weights.suffix or weights.exists() else shipped(str(weights))
+
+
 def subject(options: argparse.Namespace) -> Subject:
-    """The model and the pictures that the options name, for an example that draws."""
-    matplotlib_()  # before a minute of training, not after it, is the time to miss it
-    if options.weights is None:
-        options.weights = options.out / "weights.npz"
-        train(options.train, options.weights)
-    model, about = load_model(options.weights)
+    """The model and the pictures that the options name, for an example that draws; says how good the model is."""
+    matplotlib_()  # missed now rather than when all is computed
+    model, about = load_model(find(options.weights))
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # the examples change pictures, never weights
     prepared = Preprocessing.of(about)
-    pictures = load_shapes(0, 500)[1] if options.data == "shapes" else open_data(options.data)[1]
-    return Subject(model, prepared.dataset(pictures), np.array(prepared.mean), np.array(prepared.std))
+    mean, std = np.array(prepared.mean), np.array(prepared.std)
+    if options.data is None:
+        print(f"{options.weights}: {about['model']}; test accuracy, as the file says: {about.get('test_accuracy')}")
+        return Subject(model, about, None, mean, std)
+    pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data)[1]
+    pictures = prepared.dataset(pictures)
+    if list(pictures.classes) != about["classes"]:
+        theirs, ours = (", ".join(names[:3]) for names in (about["classes"], pictures.classes))
+        raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "
+                            "give --data with pictures of its classes")  # fmt: skip
+    rows = np.linspace(0, len(pictures) - 1, min(JUDGED, len(pictures))).astype(int)  # of all classes, if sorted by it
+    judged = dataclasses.replace(pictures, images=pictures.images[rows], labels=pictures.labels[rows])
+    accuracy = evaluate(model, Loader(judged, 100, mean=mean, std=std), quiet=True).accuracy
+    print(f"{options.weights}: {about['model']}, {accuracy:.1%} of {len(judged)} pictures of {pictures.name} recognised"
+          + near_chance(accuracy, len(about["classes"]), len(judged)))  # fmt: skip
+    return Subject(model, about, pictures, mean, std)
 
 
-def train(pictures: int, weights: Path) -> None:
-    """Train QUICK once on so many shapes, and write its weights."""
-    started = time.perf_counter()
-    shapes, _ = load_shapes(pictures, 0)
-    recipe = dataclasses.replace(RECIPES["shapes"], batch_size=min(32, pictures), optimizer="adamw", lr=0.01)
-    print(f"training {QUICK['model']} at a quarter of its widths on {pictures:,} shapes, once (--weights spares it) …")
-    mean, std = mean_and_std(shapes)
-    loader = Loader(shapes, recipe.batch_size, mean=mean, std=std, shuffle=True, drop_last=True)
-    model = create_model(QUICK["model"], **QUICK["options"])
-    training = Training(model, loader, recipe)
-    training.run()
-    seen = training.epochs[-1]
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    about = {"classes": list(shapes.classes), "mean": mean.tolist(), "std": std.tolist(), "size": [32, 32]}
-    save_weights(weights, model, QUICK | about)
-    print(f"  {time.perf_counter() - started:.0f} s, loss {seen.losses['loss']:.2f} on the way; kept in {weights}")
+def near_chance(accuracy: float, classes: int, pictures: int) -> str:
+    """A warning if guessing would do about as well: within three standard deviations of so many guesses."""
+    chance = 1 / classes
+    if accuracy > chance + 3 * (chance * (1 - chance) / pictures) ** 0.5:
+        return ""
+    return f" - NEAR CHANCE ({chance:.0%}): it has learnt next to nothing, so what follows shows nothing"
 
 
 def told(main: Callable[[], None]) -> int:

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inception.models import create_model
+from inception.weights import load_model, save_weights, shipped
+
 ROOT = Path(__file__).parents[1]
 Example = Callable[..., str]
 
@@ -48,8 +51,9 @@ def test_every_op_is_a_stop_with_its_code_and_a_gradient(example: Example) -> No
     assert all(float(row[5]) > 0 for row in rows)
     for op, place in {row[2]: row[4] for row in rows}.items():
         file, line = place.split(":")
-        assert f"def {op}(" in (ROOT / "minigrad" / file).read_text().splitlines()[int(line) - 1]
+        assert f"def {op}(" in (ROOT / file).read_text().splitlines()[int(line) - 1]
     assert "(1 of 3 at once)" in printed
+    assert "↑ ‖gradient‖ is the length of dL/dy" in printed
     assert "y[n, c, i, j] = max_{u, v}" in printed  # the formula, from the docstring
 
 
@@ -76,6 +80,11 @@ def test_a_convolution_in_depth_agrees_with_its_parts(example: Example, tmp_path
     assert forward < 1e-5
     assert backward < 1e-4
     assert pixels_drawn(tmp_path / "inception3a.branch2.1.png").std() > 10
+
+
+def test_the_gradient_of_a_shared_input_is_said_to_be_of_all(example: Example, tmp_path: Path) -> None:
+    printed = example("follow_one_batch", "--stop", "inception3a.branch1", "--out", tmp_path)
+    assert re.search(r"\S+ for input 0 \(4, 64, 32, 32\), from all 3 units that see it", printed)
 
 
 @pytest.mark.parametrize("stop", ["pixels", "maxpool1", "concat"])
@@ -121,21 +130,11 @@ def test_own_op_is_proved_refused_and_trained(example: Example) -> None:
     assert losses[-1] < 0.6 < losses[0]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples train when no weights are given, on far fewer pictures."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        train = runpy.run_path(str(ROOT / "examples" / "subject.py"))["train"]
-    finally:
-        sys.path.pop(0)
-    path = tmp_path_factory.mktemp("subject") / "weights.npz"
-    train(32, path)
-    return path
-
-
-def test_naive_against_reduced(example: Example) -> None:
-    printed = example("naive_vs_reduced", "--train", 16, "--epochs", 1, "--test", 10)
+def test_naive_against_reduced(example: Example, tmp_path: Path) -> None:
+    printed = example("naive_vs_reduced", "--train", 16, "--epochs", 1, "--test", 10, "--out", tmp_path)
+    assert printed.count("NEAR CHANCE (10%)") == 2
+    assert printed.count("pass 1 of 1: loss") == 2
+    assert pixels_drawn(tmp_path / "naive_vs_reduced.png").std() > 10
     naive, reduced = (
         int(re.search(rf"^{name} +\d+ +\S+ +(\S+)", printed, re.MULTILINE)[1].replace(",", ""))
         for name in ("naive", "reduced")
@@ -149,33 +148,54 @@ def test_naive_against_reduced(example: Example) -> None:
     assert naive == pixels * (192 * (64 + 128 * 9 + 32 * 25) + wide * (128 + 192 * 9 + 96 * 25))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "drawn"),
-    [
-        ("gradcam", ["--pictures", 7], ["gradcam.png"]),
-        ("features", ["--pictures", 60, "--units", 2, "--layer", "inception4a"], ["filters.png", "inception4a.png"]),
-        ("deepdream", ["--steps", 2, "--size", 48, "--layer", "inception3b"], ["inception3b.png"]),
-    ],
-)
-def test_a_trained_network_is_drawn(
-    example: Example, weights: Path, tmp_path: Path, name: str, options: list[object], drawn: list[str]
-) -> None:
-    example(name, "--weights", weights, "--out", tmp_path / "out", *options)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(drawn)
-    assert all(pixels_drawn(tmp_path / "out" / file).std() > 10 for file in drawn)
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that have learnt nothing, of the narrow network."""
+    about = load_model(shipped("googlenet_small_shapes"))[1] | {"options": {"num_classes": 10, "width": 0.25}}
+    path = tmp_path_factory.mktemp("untrained") / "weights.npz"
+    save_weights(path, create_model("googlenet_small", **about["options"]), about)
+    return path
 
 
-def test_without_weights_a_model_is_trained_and_kept(example: Example, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    printed = example("deepdream", "--train", 16, "--out", out, "--steps", 1, "--size", 32, "--layer", "conv1")
-    assert "kept in" in printed
-    assert (out / "weights.npz").exists()
+def test_channels_of_the_shipped_model_know_classes(example: Example, tmp_path: Path) -> None:
+    printed = example("features", "--out", tmp_path, "--pictures", 150, "--channels", 3)
+    assert float(re.search(r"([\d.]+)% of 500 pictures of shapes test recognised", printed)[1]) > 95
+    assert "NEAR CHANCE" not in printed
+    fresh, trained = map(int, re.search(r"fresh one passes (\d+)%.* trained one (\d+)%", printed).groups())
+    assert trained < fresh
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["filters.png", "inception5b.png"]
+    assert all(pixels_drawn(path).std() > 10 for path in tmp_path.glob("*.png"))
 
 
-def test_a_dream_excites_its_layer_more(example: Example, weights: Path, tmp_path: Path) -> None:
-    printed = example("deepdream", "--weights", weights, "--out", tmp_path, "--steps", 5, "--layer", "inception3a")
-    before, after = map(float, re.search(r"mean square (\S+) before, (\S+) after", printed).groups())
+def test_a_network_that_has_learnt_nothing_is_said_to(example: Example, untrained: Path, tmp_path: Path) -> None:
+    printed = example("features", "--weights", untrained, "--out", tmp_path, "--pictures", 50, "--layer", "inception4a")
+    assert "NEAR CHANCE (10%)" in printed
+
+
+def test_the_evidence_lies_where_the_class_is(example: Example, tmp_path: Path) -> None:
+    printed = example("gradcam", "--mosaics", 4, "--out", tmp_path)
+    assert int(re.search(r"(\d+)% of the evidence", printed)[1]) > 50
+    assert pixels_drawn(tmp_path / "gradcam.png").std() > 10
+
+
+def test_a_dream_excites_its_channels_more(example: Example, tmp_path: Path) -> None:
+    printed = example("deepdream", "--out", tmp_path, "--steps", 3, "--size", 32, "--layer", "inception3a")
+    before, after = map(float, re.search(r"mean (\S+) before, (\S+) after", printed).groups())
     assert after > 1.2 * before
+    assert pixels_drawn(tmp_path / "inception3a.png").std() > 10
+
+
+def test_data_of_other_classes_gets_a_sentence(example: Example) -> None:
+    said = example("gradcam", "--weights", "googlenet_small", code=1)
+    assert "googlenet_small tells airplane, automobile, bird, … apart, and --data shapes has striped disc" in said
+
+
+def test_a_network_of_ones_own_is_trained_saved_and_loaded(example: Example, tmp_path: Path) -> None:
+    printed = example("own_network", "--pictures", 64, "--epochs", 1, "--out", tmp_path / "mine.npz")
+    assert "classes cross, disc, ring, square, triangle" in printed
+    assert "loaded again" in printed
+    assert len(re.findall(r"^  test/\w+/\d+\.png: \w+$", printed, re.MULTILINE)) == 5
+    assert load_model(tmp_path / "mine.npz")[1]["model"] == "mine"
 
 
 def test_heads_send_gradient_to_what_lies_before_them_alone(example: Example, tmp_path: Path) -> None:
@@ -187,8 +207,8 @@ def test_heads_send_gradient_to_what_lies_before_them_alone(example: Example, tm
     assert pixels_drawn(tmp_path / "googlenet_small.png").std() > 10
 
 
-@pytest.mark.parametrize("name", ["gradcam", "features", "deepdream"])
-def test_matplotlib_is_missed_before_the_training(
+@pytest.mark.parametrize("name", ["gradcam", "features", "deepdream", "naive_vs_reduced"])
+def test_matplotlib_is_missed_at_once(
     example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)

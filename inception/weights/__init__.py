@@ -111,7 +111,7 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
 
 
 def shipped(name: str | None = None) -> Path:
-    """The file of a model that comes with the package: by the name of the file, or the only one.
+    """The file of a model that comes with the package: by the name of the file, or the first by name.
 
     Raises WeightsError that says what there is.
     """
