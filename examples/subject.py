@@ -18,7 +18,7 @@ import numpy as np
 from inception.data import Loader, Preprocessing, load_shapes, normalise, open_data
 from inception.training import evaluate, to_tensor
 from inception.training.report import matplotlib_
-from inception.weights import load_model, shipped
+from inception.weights import find_weights, load_model
 from minigrad import Tensor
 from minigrad.errors import MinigradError
 
@@ -57,15 +57,10 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     return words
 
 
-def find(weights: Path) -> Path:
-    """The file, or the one that a name without a suffix means: that of a model that comes with the package."""
-    return weights if weights.suffix or weights.exists() else shipped(str(weights))
-
-
 def subject(options: argparse.Namespace) -> Subject:
     """The model and the pictures that the options name, for an example that draws; says how good the model is."""
     matplotlib_()  # missed now rather than when all is computed
-    model, about = load_model(find(options.weights))
+    model, about = load_model(find_weights(options.weights))
     for parameter in model.parameters():
         parameter.requires_grad = False  # the examples change pictures, never weights
     prepared = Preprocessing.of(about)

@@ -21,7 +21,7 @@ from inception.export import export_onnx
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
-from inception.weights import WeightsError, check_place, load_model, save_weights, shipped
+from inception.weights import WeightsError, check_place, find_weights, load_model, save_weights, shipped
 from minigrad import no_grad, ops
 from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
 from minigrad.errors import MinigradError, did_you_mean, no_such
@@ -207,13 +207,8 @@ def _value(value: Any) -> str:
 # ---- evaluate ----
 
 
-def _file_or_shipped(weights: Path) -> Path:
-    """The file, or the one that a name without a suffix means: that of a model that comes with this package."""
-    return weights if weights.suffix or weights.exists() else shipped(str(weights))
-
-
 def _evaluate(weights: Path, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
-    network, about = load_model(_file_or_shipped(weights), model)
+    network, about = load_model(find_weights(weights), model)
     prepared = Preprocessing.of(about)
     dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
@@ -279,7 +274,7 @@ def _predict(weights: Path | None, pictures: list[Path], model: str | None, top:
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")
-    network, about = load_model(shipped() if weights is None else _file_or_shipped(weights), model)
+    network, about = load_model(shipped() if weights is None else find_weights(weights), model)
     prepared = Preprocessing.of(about)
     unreadable = 0
     for path in find_pictures(pictures):

@@ -179,9 +179,7 @@ def test_a_gpu_that_is_not_there(
 
 
 def test_the_host_has_no_devices_and_a_number_is_a_number(monkeypatch: pytest.MonkeyPatch, two_gpus: Any) -> None:
-    with pytest.raises(
-        BackendError, match="there is a device 1 on the backend 'cupy' alone, not on 'numpy'"
-    ):
+    with pytest.raises(BackendError, match="there is a device 1 on the backend 'cupy' alone, not on 'numpy'"):
         set_backend("numpy", device=1)
     monkeypatch.setenv("MINIGRAD_DEVICE", "cuda:1")
     with pytest.raises(BackendError, match="MINIGRAD_DEVICE: 'cuda:1' is not the number of a GPU: 0, 1, …"):

@@ -771,7 +771,9 @@ def test_arrays_on_either_side() -> None:
 def test_host_and_device_do_not_mix(xp: Any) -> None:
     if xp is np:
         pytest.skip("needs two backends")
-    with pytest.raises(BackendError, match=r"multiply got an array of .*: move one, with model\.to, or minigrad\.backend\.asarray"):
+    with pytest.raises(
+        BackendError, match=r"multiply got an array of .*: move one, with model\.to, or minigrad\.backend\.asarray"
+    ):
         positive(xp, 3) * leaf(3)
 
 

@@ -128,6 +128,11 @@ def shipped(name: str | None = None) -> Path:
     return found[name]
 
 
+def find_weights(place: Path) -> Path:
+    """The file, or the one that a name without a suffix means: that of a model that comes with this package."""
+    return place if place.suffix or place.exists() else shipped(str(place))
+
+
 __all__ = [
     "ABOUT",
     "CHECKPOINT",
@@ -135,6 +140,7 @@ __all__ = [
     "WeightsError",
     "as_text",
     "check_place",
+    "find_weights",
     "load_model",
     "load_weights",
     "read_arrays",
