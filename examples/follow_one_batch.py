@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from subject import find, told
+from subject import told
 
 from inception.data import load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model, list_models
 from inception.training import to_tensor
 from inception.training.report import drawing
-from inception.weights import load_model
+from inception.weights import find_weights, load_model
 from minigrad import Tensor, nn, ops
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError
@@ -351,7 +351,7 @@ def main() -> None:
     if options.batch < 2:
         raise MinigradError(f"--batch must be at least 2, got {options.batch}: batch norm needs several values")
     given = options.weights
-    model: Any = load_model(find(given))[0] if given else create_model(options.model, num_classes=10)
+    model: Any = load_model(find_weights(given))[0] if given else create_model(options.model, num_classes=10)
     size = model.form.size.native
     train = load_shapes(options.batch, 0)[0] if options.data == "shapes" else open_data(options.data, size=size)[0]
     if not options.weights and len(train.classes) != 10:

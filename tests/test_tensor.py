@@ -771,7 +771,8 @@ def test_arrays_on_either_side() -> None:
 def test_host_and_device_do_not_mix(xp: Any) -> None:
     if xp is np:
         pytest.skip("needs two backends")
-    with pytest.raises(
+    words = r"multiply got an array of .*: move one, with model\.to, or minigrad\.backend\.asarray"
+    with pytest.raises(BackendError, match=words):
         BackendError, match=r"multiply got an array of .*: move one, with model\.to, or minigrad\.backend\.asarray"
     ):
         positive(xp, 3) * leaf(3)
