@@ -66,7 +66,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -
         if (threads := args.pop("threads", None)) is not None:
             minigrad.set_num_threads(threads)
         with np.errstate(all="ignore"):  # what is not finite is told in a sentence, not in NumPy's warnings
-            return int(command(**args))
+            code = int(command(**args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        return 0
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal

@@ -621,3 +621,15 @@ def test_a_terminal_that_knows_ascii_only(weights: Path, tmp_path: Path) -> None
     outcome = run_alone("predict.py", weights, tmp_path / "p.png", PYTHONIOENCODING="ascii")
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) == 6
+
+
+def test_whoever_reads_may_stop() -> None:
+    """As in `| head -1`."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIGRAD_BACKEND": "numpy"}
+    command = [sys.executable, "-m", "inception", "summary", "googlenet_small"]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 0
