@@ -46,7 +46,7 @@ def test_crop_and_flip_equal_the_loop_over_pictures(n, h, w, padding, seed):
     expected = [crop_and_flip_one(x, key, r, padding) for x, r in zip(images, rows, strict=True)]
     assert np.array_equal(out, np.stack(expected))
     expected = [crop_and_flip_one(x, key, r, padding, False) for x, r in zip(images, rows, strict=True)]
-    assert np.array_equal(Augment(padding=padding, flip=False)(images, rows, seed=seed, epoch=2), np.stack(expected))
+    assert np.array_equal(Augment(padding=padding, flip="no")(images, rows, seed=seed, epoch=2), np.stack(expected))
     assert np.array_equal(images, before)
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
@@ -77,7 +77,7 @@ def test_alternate_flip_shows_both_sides_in_two_epochs():
 @pytest.mark.parametrize("side", [1, 4, 5, 30])
 def test_cutout_is_one_square_around_every_place_equally_often(side):
     x, n = np.full((6000, 9, 7, 3), 200, np.uint8), 6000
-    out = Augment(padding=0, flip=False, cutout=side)(x, np.arange(n), seed=0, epoch=0, fill=(1.0, 2.0, 3.0))
+    out = Augment(padding=0, flip="no", cutout=side)(x, np.arange(n), seed=0, epoch=0, fill=(1.0, 2.0, 3.0))
     cut = out[..., 0] == 1
     assert np.all(out[cut] == [1, 2, 3])
     assert np.all(out[~cut] == 200)
@@ -102,7 +102,7 @@ def jitter_one(image: np.ndarray, b: float, c: float, s: float) -> np.ndarray:
 @pytest.mark.parametrize("amount", [0.1, 0.4, 1.0])
 def test_jitter_equals_its_three_steps(amount):
     x, rows = some_images(20, 6, 5), np.arange(20) + 100
-    out = Augment(padding=0, flip=False, jitter=amount)(x, rows, seed=3, epoch=4)
+    out = Augment(padding=0, flip="no", jitter=amount)(x, rows, seed=3, epoch=4)
     u = uniform(Key(3).fold("augment", 4, "jitter"), (20, 3), rows=rows)
     for i, factors in enumerate(1 + amount * (2 * u - 1)):
         assert np.all(np.abs(out[i] - jitter_one(x[i], *factors)) <= 0.5 + 1e-3)
@@ -111,7 +111,7 @@ def test_jitter_equals_its_three_steps(amount):
 
 def test_resized_crop_of_the_whole_is_nearly_the_picture():
     x = some_images(30, 8, 8)
-    out = Augment(flip=False, resized_crop=(1.0, 1.0))(x, np.arange(30), seed=0, epoch=0)
+    out = Augment(flip="no", resized_crop=(1.0, 1.0))(x, np.arange(30), seed=0, epoch=0)
     assert out.shape == x.shape  # an area of 1 in another shape than 1:1 loses a strip, so only the means agree
     assert abs(out.mean() - x.mean()) < 5
 
@@ -122,7 +122,7 @@ def test_resized_crop_is_a_box_of_a_linear_picture(h, w, low, seed):
     """On a slope, linear interpolation is exact: the box can be read off, and must be within picture and shares."""
     slope = (np.arange(h)[:, None, None] * 8 + np.arange(w)[None, :, None] * 8 + np.zeros(3)).astype(np.uint8)
     images, rows = np.stack([slope] * 5), np.arange(5)
-    out = Augment(flip=False, resized_crop=(low, 1.0))(images, rows, seed=seed, epoch=0)
+    out = Augment(flip="no", resized_crop=(low, 1.0))(images, rows, seed=seed, epoch=0)
     u = uniform(Key(seed).fold("augment", 0, "resized crop"), (5, 4), rows=rows)
     for y, (area, shape, top, left) in zip(out, u, strict=True):
         share, ratio = low + (1 - low) * area, (4 / 3) ** (2 * shape - 1)
@@ -151,7 +151,7 @@ def test_a_picture_is_augmented_alike_in_any_batch(augment):
 
 def test_no_augmentation_at_all_is_the_picture_itself():
     x = some_images(5, 4, 4)
-    assert np.array_equal(Augment(padding=0, flip=False)(x, np.arange(5), seed=0, epoch=0), x)
+    assert np.array_equal(Augment(padding=0, flip="no")(x, np.arange(5), seed=0, epoch=0), x)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ on_stand_in = pytest.mark.parametrize("xp", ["fake_cupy"], indirect=True)
 
 MOVED = [
     Augment(padding, flip, cutout)
-    for padding, flip, cutout in itertools.product((0, 2, 9), (False, True, "alternate"), (0, 3, 30))
+    for padding, flip, cutout in itertools.product((0, 2, 9), ("no", "random", "alternate"), (0, 3, 30))
 ]
 REPAINTED = [Augment(2, jitter=0.4), Augment(resized_crop=(0.2, 1.0)), Augment(0, "alternate", 3, 0.2, (0.5, 0.5))]
 

@@ -7,7 +7,7 @@ threads, or how far ahead it is prepared.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from inception.data.dataset import DataError
 from minigrad import layout
 from minigrad.random import Key, integers, uniform
 
+FLIPS = ("no", "random", "alternate")
 _FAR = 2**15  # pixels: wider than any picture, and sums of such numbers fit into 32 bits
 _GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
 
@@ -26,8 +27,8 @@ class Augment:
     resized_crop  (low, high): cut out a random share of the area, of a shape from 3:4 to 4:3, and enlarge it to the
                   picture's size (0.08, 1.0 in arXiv:1409.4842, section 6); takes the place of `padding`
     padding       shift by up to so many pixels along each axis, black moving in (arXiv:1512.03385, section 4.2)
-    flip          mirror left and right: True by a fair coin, anew in every epoch; "alternate" in every other epoch, a
-                  coin for each picture saying in which, so that two epochs show both
+    flip          mirror left and right: "random", by a fair coin, anew in every epoch; "alternate", in every other
+                  epoch, a coin for each picture saying in which, so that two epochs show both; "no"
     jitter        change brightness, contrast and saturation, each by a factor from 1 − jitter to 1 + jitter
     cutout        the side in pixels of a square put to `fill` around a random place (arXiv:1708.04552)
 
@@ -35,7 +36,7 @@ class Augment:
     """
 
     padding: int = 4
-    flip: bool | Literal["alternate"] = True
+    flip: str = "random"
     cutout: int = 0
     jitter: float = 0.0
     resized_crop: tuple[float, float] | None = None
@@ -44,8 +45,8 @@ class Augment:
         for name in ("padding", "cutout"):
             if not 0 <= getattr(self, name) <= _FAR:
                 raise DataError(f"augment: {name} must be from 0 to {_FAR} pixels, got {getattr(self, name)}")
-        if self.flip not in (True, False, "alternate"):
-            raise DataError(f"augment: flip must be True, False or 'alternate', got {self.flip!r}")
+        if self.flip not in FLIPS:
+            raise DataError(f"augment: flip must be one of {', '.join(FLIPS)}, got {self.flip!r}")
         if not 0 <= self.jitter <= 1:
             raise DataError(f"augment: jitter must be from 0 to 1, got {self.jitter}")
         if self.resized_crop is not None and not 0 < self.resized_crop[0] <= self.resized_crop[1] <= 1:
@@ -77,7 +78,7 @@ class Augment:
             shift = integers(key.fold("crop"), 2 * self.padding + 1, (n, 2), rows=rows) - self.padding
         if self.flip == "alternate":
             mirrored = (integers(Key(seed).fold("augment", "flip"), 2, n, rows=rows) + epoch) % 2 == 1
-        elif self.flip:
+        elif self.flip == "random":
             mirrored = integers(key.fold("flip"), 2, n, rows=rows) == 1
         if self.jitter:
             factors = 1 + self.jitter * (2 * chance("jitter", 3) - 1)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from inception.data.augment import FLIPS
 from minigrad import optim, schedule
 from minigrad.errors import MinigradError, no_such
 from minigrad.nn import Module
 from minigrad.schedule import Schedule
 
 OPTIMIZERS = ("sgd", "rmsprop", "adamw", "muon")
-FLIPS = ("no", "random", "alternate")
 SCHEDULES = ("constant", "step", "poly", "cosine", "one_cycle")
 
 

@@ -265,14 +265,11 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     return result
 
 
-_FLIPS: dict[str, Any] = {"no": False, "random": True, "alternate": "alternate"}
-
-
 def _training_loader(training_set: Dataset, options: Run, mean: np.ndarray, std: np.ndarray) -> Loader:
     """Full batches in random order, changed as the recipe says."""
     recipe = options.recipe
     resized_crop: Any = recipe.resized_crop or None
-    augment = Augment(recipe.padding, _FLIPS[recipe.flip], recipe.cutout, recipe.jitter, resized_crop)
+    augment = Augment(recipe.padding, recipe.flip, recipe.cutout, recipe.jitter, resized_crop)
     return Loader(training_set, recipe.batch_size, mean=mean, std=std, seed=recipe.seed,
                   augment=augment if recipe.augment else None, shuffle=True, drop_last=True,
                   prefetch=options.prefetch)  # fmt: skip
