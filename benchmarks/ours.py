@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from typing import Any
 
 import numpy as np
 
 import minigrad
-from benchmarks.measure import HEAD_WEIGHT, Network, Workload
+from benchmarks.measure import HEAD_WEIGHT, Form, Network, Workload
 from inception.models import create_model
 from minigrad import Tensor, layout, no_grad, ops, optim
+from minigrad.backend import asarray, default_module
 from minigrad.random import Key, integers, normal
 from minigrad.threads import blas_on_one_thread
 
 
-def build(who: str, work: Workload) -> Network:
-    return Ours(work)
+def build(who: str, work: Workload, device: int | None = None) -> Network:
+    return Ours(work) if device is None else OnGpu(work, device, Form.of(who).precision)
 
 
 class Ours(Network):
     def __init__(self, work: Workload):
         n, size = work.batch, work.size
         self.model = create_model(work.model, num_classes=work.classes, aux_logits=work.heads)
-        pixels = normal(Key(0), (n * size * size, 3)).astype(np.float32)
-        self.x, self.labels = Tensor(layout.images(pixels, n, size, size)), integers(Key(1), work.classes, n)
+        pixels = asarray(normal(Key(0), (n * size * size, 3)).astype(np.float32))
+        self.x, self.labels = Tensor(layout.images(pixels, n, size, size)), asarray(integers(Key(1), work.classes, n))
         self.optimizer = optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
         self.set_threads = minigrad.set_num_threads
 
@@ -72,3 +74,16 @@ class Ours(Network):
             return sum(trace.size for trace in snapshot.traces)
         finally:
             tracemalloc.stop()
+
+
+class OnGpu(Ours):
+    """The same on a GPU."""
+
+    def __init__(self, work: Workload, device: int, precision: str):
+        minigrad.set_backend("cupy", device)
+        minigrad.set_precision(precision)
+        super().__init__(work)
+        cupy: Any = default_module()
+        pool = cupy.get_default_memory_pool()
+        self.wait, self.trim = cupy.cuda.Device(device).synchronize, pool.free_all_blocks
+        self.device_mb = lambda: pool.total_bytes() / 2**20
