@@ -23,18 +23,19 @@ from minigrad import set_backend, set_precision, summary
 from minigrad.backend import default_module
 from minigrad.kernels import cublas, cupy_
 
-AGAIN = 10  # launches between two events
+AGAIN = 10  # launches between two events, where they are not to be quick
 HELD = 3.0  # milliseconds for which the GPU is kept busy while the host tells it of them
 
 
 class Clock:
     """Milliseconds of the GPU's own time."""
 
-    def __init__(self, megabytes: int):
+    def __init__(self, quick: bool, megabytes: int):
         self.cupy: Any = default_module()
-        self.ballast = self.cupy.zeros((2, max(1, megabytes) * 2**18), np.float32)
+        self.again, megabytes = (1, 4) if quick else (AGAIN, megabytes)
+        self.ballast = self.cupy.zeros((2, megabytes * 2**18), np.float32)
         self.copy()
-        one = self.between(lambda: repeat(self.copy)) / AGAIN
+        one = self.between(lambda: self.repeat(self.copy)) / self.again
         self.copy_gb_per_second = self.ballast.nbytes / max(one, 1e-6) / 1e6  # read and written
         self.copy_ms = one
 
@@ -59,12 +60,11 @@ class Clock:
     def of(self, call: Callable[[], Any]) -> float:
         """Of one such call, its operands in the GPU's cache if they fit."""
         call()
-        return self.held(lambda: repeat(call)) / AGAIN
+        return self.held(lambda: self.repeat(call)) / self.again
 
-
-def repeat(call: Callable[[], Any]) -> None:
-    for _ in range(AGAIN):
-        call()
+    def repeat(self, call: Callable[[], Any]) -> None:
+        for _ in range(self.again):
+            call()
 
 
 # --- ceilings
@@ -74,7 +74,7 @@ def ceilings(job: Job) -> Record:
     """How fast this GPU copies, and multiplies large matrices; and what it costs the host to tell it of a launch."""
     set_backend("cupy", job.device)
     quick = job.repeats == 1
-    clock = Clock(4 if quick else 512)
+    clock = Clock(quick, 512)
     cupy = clock.cupy
     found: Record = {"copy_gb_per_second": clock.copy_gb_per_second, "products": []}
     for n in (64,) if quick else (1024, 4096, 8192):
@@ -122,7 +122,7 @@ def profile(job: Job) -> Record:
     (work,) = job.works
     network = OnGpu(work, job.device, Form.of(job.who).precision)
     step, host = (1e3 * seconds for seconds in steady_times(network.step, network, job.repeats))
-    clock = Clock(4 if job.repeats == 1 else 256)
+    clock = Clock(job.repeats == 1, 256)
     device = clock.held(network.step, 1.5 * host)
     result = {"who": job.who, **work._asdict(), "step_ms": step, "host_ms": host, "device_ms": device}
     result["copy_gb_per_second"] = clock.copy_gb_per_second

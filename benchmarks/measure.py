@@ -192,13 +192,13 @@ def steady_times(call: Callable[[], Any], network: Network, repeats: int) -> tup
         network.wait()
         return (time.perf_counter() - start) / count
 
-    for _ in range(3):  # compiles, tunes, fills the pool
+    for _ in range(repeats):  # compiles, tunes, fills the pool
         of(1)
     network.trim()
     count = max(1, min(1000, round(0.1 / of(1))))
     seconds = statistics.median([of(count) for _ in range(repeats)])
     hosts = []
-    for _ in range(2 * repeats + 1):
+    for _ in range(2 * repeats - 1):
         start = time.perf_counter()
         call()
         hosts.append(time.perf_counter() - start)

@@ -10,15 +10,20 @@ import numpy as np
 
 import minigrad
 from benchmarks.measure import HEAD_WEIGHT, Form, Network, Workload
+from inception.data import Batch, Dataset, Loader
 from inception.models import create_model
+from inception.training import Recipe, Training
 from minigrad import Tensor, layout, no_grad, ops, optim
-from minigrad.backend import asarray, default_module
+from minigrad.backend import asarray, default_module, to_host
 from minigrad.random import Key, integers, normal
 from minigrad.threads import blas_on_one_thread
 
 
 def build(who: str, work: Workload, device: int | None = None) -> Network:
-    return Ours(work) if device is None else OnGpu(work, device, Form.of(who).precision)
+    if device is None:
+        return Ours(work)
+    form = Form.of(who)
+    return (Graphed if form.graph else OnGpu)(work, device, form.precision)
 
 
 class Ours(Network):
@@ -87,3 +92,37 @@ class OnGpu(Ours):
         pool = cupy.get_default_memory_pool()
         self.wait, self.trim = cupy.cuda.Device(device).synchronize, pool.free_all_blocks
         self.device_mb = lambda: pool.total_bytes() / 2**20
+
+
+class Graphed(OnGpu):
+    """The step of `inception.training`, as the CUDA graph that it makes of it; forward and evaluation are as ever."""
+
+    def __init__(self, work: Workload, device: int, precision: str):
+        super().__init__(work, device, precision)
+        pictures = np.zeros((work.batch, work.size, work.size, 3), np.uint8)
+        names = tuple(map(str, range(work.classes)))
+        dataset = Dataset(pictures, to_host(self.labels), names, "noise")
+        loader = Loader(dataset, work.batch, mean=np.zeros(3), std=np.ones(3))
+        options: Any = {"graph": True, "quiet": True}
+        self.training = Training(
+            self.model.train(),
+            loader,
+            Recipe(lr=0.01, nesterov=False, weight_decay=0.0, schedule="constant"),
+            **options,
+        )
+        self.batch = Batch(self.x.data, dataset.labels, np.arange(work.batch))
+        of_default_pool = self.device_mb
+        self.device_mb = lambda: of_default_pool() + self.pool_mb()
+
+    def step(self) -> None:
+        graphed: Any = self.training.graphed  # type: ignore[attr-defined]
+        self.model.train()
+        with graphed.on_its_stream():
+            graphed.take_step(self.batch)
+        self.training.step += 1
+        if graphed.off:
+            raise SystemExit(f"the step is not captured: {graphed.off}")
+
+    def pool_mb(self) -> float:
+        pool = self.training.graphed.pool  # type: ignore[attr-defined]
+        return pool.total_bytes() / 2**20 if pool else 0.0

@@ -23,7 +23,8 @@ def traced(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> Reco
     for _ in range(3):
         step()
     wait()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    kinds = torch.profiler.ProfilerActivity
+    activities = [kinds.CPU, *([kinds.CUDA] if torch.cuda.is_available() else [])]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(steps):
             step()

@@ -538,5 +538,5 @@ cublas.load = _load_cublas
 
 def get_default_memory_pool() -> Any:
     return types.SimpleNamespace(
-        used_bytes=lambda: 0, total_bytes=lambda: 0, free_bytes=lambda: 0, free_all_blocks=lambda: None
+        used_bytes=lambda: 0, total_bytes=lambda: 2**20, free_bytes=lambda: 0, free_all_blocks=lambda: None
     )
