@@ -154,7 +154,7 @@ class Narrow(nn.Module):
 
     def __init__(self) -> None:
         with seeded(5):
-            self.stem = nn.ConvNormReLU(3, 6, 3, stride=2, padding=1)
+            self.stem = nn.ConvNormReLU(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6, relu=True))
             self.block = InceptionBlock(6, 4, 3, 4, 2, 3, 5)
             self.fc = nn.Linear(16, 10)
 
