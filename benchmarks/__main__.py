@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import re
@@ -32,8 +33,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from benchmarks import plots
 from benchmarks.measure import (
@@ -127,16 +129,19 @@ def main() -> int:
         results = Results(args)
         minutes = 1 if args.quick else sum(MINUTES[part] for part in parts)
         if on_gpu:
-            print(f"{', '.join(parts)}: {sum(GPU_SECONDS[part] for part in parts) / 60:.0f} min at most")
-            measure_gpu_parts(args, parts, results)
+            with also_in(args.report and args.report / "report.txt"):
+                print(f"{', '.join(parts)}: {sum(GPU_SECONDS[part] for part in parts) / 60:.0f} min at most")
+                measure_gpu_parts(args, parts, results)
+                if results.path:
+                    print("written:", results.path, *draw(results, args))
         else:
             print(
                 f"{', '.join(parts)}: about {minutes} min"
                 + ("" if args.compile else "; torch.compile only with --compile")
             )
             measure_parts(args, parts, results)
-        if results.path:
-            print("written:", results.path, *draw(results, args))
+            if results.path:
+                print("written:", results.path, *plots.draw(results.parts, args.report))
     except KeyboardInterrupt:
         print("stopped" + (f"; what was measured is in {results.path}" if args.report else ""), file=sys.stderr)
         return 130
@@ -144,6 +149,29 @@ def main() -> int:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+class Both(io.TextIOBase):
+    """What is printed, for the eye and for later."""
+
+    def __init__(self, *files: IO[str]):
+        self.files = files
+
+    def write(self, text: str) -> int:
+        for file in self.files:
+            file.write(text)
+            file.flush()
+        return len(text)
+
+
+@contextmanager
+def also_in(path: Path | None) -> Iterator[None]:
+    """Within the block, what is printed goes into a file as well."""
+    if path is None:
+        yield
+        return
+    with open(path, "w", encoding="utf-8") as file, redirect_stdout(Both(sys.stdout, file)):
+        yield
 
 
 def draw(results: Results, args: argparse.Namespace) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -45,6 +46,7 @@ NAMES = PEERS | GPU_PEERS
 MEASURES = ("evaluate", "forward", "step")  # in the order in which they need more memory
 HEAD_WEIGHT = 0.3
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
+WARM_UP = 5  # calls on a GPU that are not counted: they compile, tune, fill the memory pool, record a graph
 Record = dict[str, Any]
 
 
@@ -163,6 +165,7 @@ class Job(NamedTuple):
         build = importlib.import_module("benchmarks.ours" if form.ours else "benchmarks.peers").build
         records: list[Record] = []
         for work in self.works:
+            gc.collect()  # networks before this one, whose closures hold each other
             network: Network = build(self.who, work, self.device)
             network.trim()
             start_mb = network.device_mb()
@@ -192,7 +195,7 @@ def steady_times(call: Callable[[], Any], network: Network, repeats: int) -> tup
         network.wait()
         return (time.perf_counter() - start) / count
 
-    for _ in range(repeats):  # compiles, tunes, fills the pool
+    for _ in range(WARM_UP if repeats > 1 else 1):
         of(1)
     network.trim()
     count = max(1, min(1000, round(0.1 / of(1))))
@@ -264,11 +267,13 @@ def start_each(jobs: list[Job], seconds: float | None = None) -> Iterator[tuple[
         environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if theirs else {})
         said, code = "", 0
         try:
-            limit = max(end - time.perf_counter(), 1) if seconds else None
+            limit = max(end - time.perf_counter(), 0.01) if seconds else None
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
             out, said, code = done.stdout, done.stderr.strip(), done.returncode
         except subprocess.TimeoutExpired as error:
-            out, said, code = (error.stdout or b"").decode(), f"not done within {seconds:.0f} seconds", 1
+            partly = error.stdout or ""  # bytes, whatever was asked for
+            out = partly.decode() if isinstance(partly, bytes) else partly
+            said, code = f"not done within {seconds:.3g} seconds", 1
         found = [json.loads(line) for line in out.splitlines() if line.startswith("[{")]
         yield from zip(jobs, found, strict=False)
         jobs = jobs[len(found) :]

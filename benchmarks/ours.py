@@ -104,7 +104,7 @@ class Graphed(OnGpu):
         dataset = Dataset(pictures, to_host(self.labels), names, "noise")
         loader = Loader(dataset, work.batch, mean=np.zeros(3), std=np.ones(3))
         options: Any = {"graph": True, "quiet": True}
-        self.training = Training(
+        self.training: Any = Training(
             self.model.train(),
             loader,
             Recipe(lr=0.01, nesterov=False, weight_decay=0.0, schedule="constant"),
@@ -115,7 +115,7 @@ class Graphed(OnGpu):
         self.device_mb = lambda: of_default_pool() + self.pool_mb()
 
     def step(self) -> None:
-        graphed: Any = self.training.graphed  # type: ignore[attr-defined]
+        graphed = self.training.graphed
         self.model.train()
         with graphed.on_its_stream():
             graphed.take_step(self.batch)
@@ -124,5 +124,5 @@ class Graphed(OnGpu):
             raise SystemExit(f"the step is not captured: {graphed.off}")
 
     def pool_mb(self) -> float:
-        pool = self.training.graphed.pool  # type: ignore[attr-defined]
+        pool = self.training.graphed.pool
         return pool.total_bytes() / 2**20 if pool else 0.0
