@@ -209,7 +209,7 @@ class Results:
                 ours = False
             if not ours:
                 raise Failed(f"{self.path} was not written by this program: move it away")
-        gpu = "" if args.backend == "numpy" else cupy_status(device=args.device)[1]
+        gpu = "" if args.backend == "numpy" else gpu_properties(args.device)["name"].decode()
         self.conditions: Record = {"machine": machine(gpu), "quick": args.quick, "threads": args.threads}
         self.conditions["default_malloc"] = args.default_malloc
         self.suffix = "_gpu" if gpu else ""  # figures of the CPU and of a GPU stand side by side
@@ -531,11 +531,16 @@ def torch_here() -> Record:
     return found if found["gpu"] else found | {"why": f"PyTorch {found['version']} is installed but finds no GPU"}
 
 
+def gpu_properties(device: int) -> Record:
+    cupy: Any = default_module()
+    properties: Record = cupy.cuda.runtime.getDeviceProperties(device)
+    return properties
+
+
 def environment(args: argparse.Namespace, torch: Record) -> Record:
     """What everything else was measured on, in the words of those who know."""
     cupy: Any = default_module()
-    runtime, status = cupy.cuda.runtime, cupy_status(device=args.device)
-    properties = runtime.getDeviceProperties(args.device)
+    runtime, status, properties = cupy.cuda.runtime, cupy_status(device=args.device), gpu_properties(args.device)
     found: Record = {
         "cupy_status": list(status),
         "gpu": properties["name"].decode(),

@@ -70,7 +70,7 @@ def comparison(figure: Any, rows: list[Record]) -> None:
     rows = [row for row in rows if compared(row)]
     whos = [who for who in NAMES if any(row["who"] == who for row in rows)]
     groups = list(dict.fromkeys((row["workload"], row["measure"]) for row in rows))
-    figure.set_size_inches(9, 1.6 + 0.26 * len(groups) * (len(whos) + 1))
+    figure.set_size_inches(9, 1.5 + 0.2 * len(whos) / 3 + 0.26 * len(groups) * (len(whos) + 1))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("ratio_seconds", "ratio_mb"), ("time", "peak memory"), strict=True):
         for row in rows:
@@ -91,7 +91,7 @@ def comparison(figure: Any, rows: list[Record]) -> None:
     middles = [group * (len(whos) + 1) + (len(whos) - 1) / 2 for group in range(len(groups))]
     panels[0].set_yticks(middles, [f"{workload}\n{TITLES[measure]}" for workload, measure in groups])
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(whos))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(whos), 3))
 
 
 def growth(figure: Any, rows: list[Record]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -319,7 +320,7 @@ def test_report_of_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     earlier = {"compare": {"machine": measure.machine(), "quick": False, "found": []}}
     (tmp_path / "results.json").write_text(json.dumps(earlier))
     monkeypatch.setattr(command, "torch_here", lambda: {"why": "PyTorch is not installed"})
-    monkeypatch.setattr(command, "TESTS", ["-m", "not gpu", "tests/test_benchmarks.py", "-k", "sizes or replayed"])
+    monkeypatch.setattr(command, "TESTS", ["-m", "not gpu", "tests/test_benchmarks.py", "-k", "sizes_of or replayed_operands"])
     code, out, err = run(*QUICK, "--precision", "tf32", "--report", tmp_path)
     assert (code, err) == (0, "")
     assert "nothing to compare with: PyTorch is not installed" in out
@@ -508,3 +509,40 @@ def test_pytorch_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "is built for CUDA"
     )
     assert command.torch_here()["why"] == f"PyTorch {torch.__version__} is installed but finds no GPU"
+
+
+def test_calls_are_recorded_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With names of torch.cuda stood in for, in the order that PyTorch's manual gives."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import peers
+
+    told: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            told.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            told.append("replay")
+
+    @contextlib.contextmanager
+    def within(what: Any) -> Iterator[None]:
+        told.append(f"in {type(what).__name__}")
+        yield
+        told.append("out")
+
+    stand_ins = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "stream": within, "graph": within}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(peers, "gpu", lambda device, precision: torch.device("cpu"))
+    network: Any = peers.build("torch_float32_graph", TINY, 0)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: told.append("step"))
+    network.step()
+    network.step()
+    assert told == [
+        *("wait", "in Stream", "step", "step", "step", "out", "wait"),
+        *("in Graph", "step", "out", "replay", "replay"),
+    ]
+    network.forward()
+    assert told[-3:] == ["in Graph", "out", "replay"]
