@@ -320,7 +320,9 @@ def test_report_of_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     earlier = {"compare": {"machine": measure.machine(), "quick": False, "found": []}}
     (tmp_path / "results.json").write_text(json.dumps(earlier))
     monkeypatch.setattr(command, "torch_here", lambda: {"why": "PyTorch is not installed"})
-    monkeypatch.setattr(command, "TESTS", ["-m", "not gpu", "tests/test_benchmarks.py", "-k", "sizes_of or replayed_operands"])
+    monkeypatch.setattr(
+        command, "TESTS", ["-m", "not gpu", "tests/test_benchmarks.py", "-k", "sizes_of or replayed_operands"]
+    )
     code, out, err = run(*QUICK, "--precision", "tf32", "--report", tmp_path)
     assert (code, err) == (0, "")
     assert "nothing to compare with: PyTorch is not installed" in out
