@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +34,39 @@ PEERS = {
     "torch_channels_last": "PyTorch, channels_last",
     "torch_compile": "PyTorch, compiled",
 }
+# On a GPU: a name of the above, a precision, and "graph" where a call is recorded once and replayed as a CUDA graph.
+GPU_PEERS = {
+    f"{who}_{precision}{graph}": f"{PEERS[who]}, {precision}{graph.replace('_', ', ')}"
+    for who in ("ours", "torch", "torch_channels_last")
+    for graph in ("", "_graph")
+    for precision in ("float32", "tf32", "bf16")  # the last is PyTorch's autocast
+    if (who, precision) != ("ours", "bf16")
+}
+NAMES = PEERS | GPU_PEERS
 MEASURES = ("evaluate", "forward", "step")  # in the order in which they need more memory
 HEAD_WEIGHT = 0.3
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
+WARM_UP = 5  # calls on a GPU that are not counted: they compile, tune, fill the memory pool, record a graph
 Record = dict[str, Any]
+
+
+class Form(NamedTuple):
+    """What a name of NAMES stands for."""
+
+    network: str
+    precision: str = "float32"
+    graph: bool = False
+
+    @classmethod
+    def of(cls, who: str) -> Form:
+        if who in PEERS:
+            return cls(who)
+        network, _, precision = who.removesuffix("_graph").rpartition("_")
+        return cls(network, precision, who.endswith("_graph"))
+
+    @property
+    def ours(self) -> bool:
+        return self.network == "ours"
 
 
 class Workload(NamedTuple):
@@ -65,6 +95,10 @@ class Network:
     forward: Callable[[], Any]  # in training mode, nothing recorded
     evaluate: Callable[[], Any]  # in evaluation mode, nothing recorded
     kept_bytes: Callable[[], int]  # what is held between forward and backward, without the parameters
+    # On a GPU
+    wait: Callable[[], None]  # until it has done all it was told
+    device_mb: Callable[[], float]  # the most that the framework has taken of its memory since `trim`, MiB
+    trim: Callable[[], None]  # give back what is unused
 
     def step(self) -> None:
         self.loss().backward()
@@ -90,10 +124,13 @@ class Job(NamedTuple):
     measures: list[str]
     repeats: int
     keep_memory: bool = True  # False: a peer with the C library's own setting
+    device: int | None = None  # which GPU; None: the CPU
 
     def run(self) -> list[Record]:
         """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call;
-        bare_mb: before the first network was built."""
+        bare_mb: before the first network was built. On a GPU see `on_device`."""
+        if self.device is not None:
+            return self.on_device()
         records: list[Record] = []
         build = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build
         bare_mb = peak_mb()
@@ -117,6 +154,59 @@ class Job(NamedTuple):
                     records.append(what | {"measure": measure, "threads": n, "seconds": seconds})
                     records[-1] |= {"mb": peak_mb(), "start_mb": start_mb, "bare_mb": bare_mb}
         return records
+
+    def on_device(self) -> list[Record]:
+        """seconds: of a call among many; host_seconds: until the host has told the GPU all of it; mb: what the pool of
+        the GPU's memory holds after the calls; start_mb: before the first call."""
+        form = Form.of(self.who)
+        if self.measures[0] in ("ceilings", "profile"):
+            gpu = importlib.import_module("benchmarks.gpu")
+            return [getattr(gpu, self.measures[0])(self)]
+        build = importlib.import_module("benchmarks.ours" if form.ours else "benchmarks.peers").build
+        records: list[Record] = []
+        for work in self.works:
+            gc.collect()  # networks before this one, whose closures hold each other
+            network: Network = build(self.who, work, self.device)
+            network.trim()
+            start_mb = network.device_mb()
+            for measure in self.measures:
+                if measure == "trace":
+                    traced = importlib.import_module("benchmarks.trace").traced(
+                        network.step, network.wait, self.repeats
+                    )
+                    records.append({"who": self.who, **work._asdict(), **traced})
+                    continue
+                seconds, host = steady_times(getattr(network, measure), network, self.repeats)
+                records.append({"who": self.who, **work._asdict(), "measure": measure, "seconds": seconds})
+                records[-1] |= {"host_seconds": host, "mb": network.device_mb(), "start_mb": start_mb}
+        return records
+
+
+def steady_times(call: Callable[[], Any], network: Network, repeats: int) -> tuple[float, float]:
+    """Seconds of a call on a GPU that is kept busy, and of telling it to: medians, of what follows upon warm-up.
+
+    The first are of so many calls that they take a tenth of a second; only at their end the host waits.
+    """
+
+    def of(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        network.wait()
+        return (time.perf_counter() - start) / count
+
+    for _ in range(WARM_UP if repeats > 1 else 1):
+        of(1)
+    network.trim()
+    count = max(1, min(1000, round(0.1 / of(1))))
+    seconds = statistics.median([of(count) for _ in range(repeats)])
+    hosts = []
+    for _ in range(2 * repeats - 1):
+        start = time.perf_counter()
+        call()
+        hosts.append(time.perf_counter() - start)
+        network.wait()
+    return seconds, statistics.median(hosts)
 
 
 def median_time(call: Callable[[], Any], repeats: int) -> float:
@@ -156,26 +246,53 @@ class Failed(Exception):
 
 def start(job: Job) -> list[Record]:
     """Run a job in a fresh process; raises Failed."""
+    ((_, found),) = start_each([job])
+    if isinstance(found, Failed):
+        raise found
+    return found
+
+
+def start_each(jobs: list[Job], seconds: float | None = None) -> Iterator[tuple[Job, list[Record] | Failed]]:
+    """Run jobs one after the other in one process of their own; after one that fails, a fresh process takes the others.
+
+    jobs      of one framework
+    seconds   for all of them: what takes longer has failed
+    """
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(job)]
-    environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if job.who != "ours" and job.keep_memory else {})
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Failed(f"{PEERS[job.who]}, {job.works[0].model}: {said[-1]}")
-    records: list[Record] = json.loads(done.stdout.splitlines()[-1])
-    return records
+    end = time.perf_counter() + (seconds or 1e9)
+    while jobs:
+        command = [sys.executable, "-m", "benchmarks.measure", json.dumps(jobs)]
+        theirs = jobs[0].keep_memory and not Form.of(jobs[0].who).ours
+        environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if theirs else {})
+        said, code = "", 0
+        try:
+            limit = max(end - time.perf_counter(), 0.01) if seconds else None
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+            out, said, code = done.stdout, done.stderr.strip(), done.returncode
+        except subprocess.TimeoutExpired as error:
+            partly = error.stdout or ""  # bytes, whatever was asked for
+            out = partly.decode() if isinstance(partly, bytes) else partly
+            said, code = f"not done within {seconds:.3g} seconds", 1
+        found = [json.loads(line) for line in out.splitlines() if line.startswith("[{")]
+        yield from zip(jobs, found, strict=False)
+        jobs = jobs[len(found) :]
+        if jobs:
+            last = said.splitlines()[-1] if said else f"exit code {code}"
+            yield jobs[0], Failed(f"{NAMES[jobs[0].who]}, {jobs[0].works[0].model}: {last}")
+            jobs = jobs[1:]
 
 
 def installed() -> list[str]:
-    """Ours, and the peers that are there."""
+    """Ours, and the peers that are there, on the CPU."""
     return list(PEERS) if importlib.util.find_spec("torch") else ["ours"]
 
 
-def machine() -> Record:
+def machine(gpu: str = "") -> Record:
     """When, on what, with what."""
     versions = {"python": platform.python_version()}
+    if gpu:
+        versions["cupy"] = sys.modules["cupy"].__version__
     for package in ("numpy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
@@ -184,7 +301,7 @@ def machine() -> Record:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     blas = [f"{b['internal_api']} {b['version']} ({b.get('architecture')})" for b in threadpool_info()]
-    return {
+    return ({"gpu": gpu} if gpu else {}) | {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": cpu,
         "cores": cores(),
@@ -200,5 +317,5 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    who, works, *rest = json.loads(sys.argv[1])
-    print(json.dumps(Job(who, [Workload(*work) for work in works], *rest).run()))
+    for who, works, *rest in json.loads(sys.argv[1]):
+        print(json.dumps(Job(who, [Workload(*work) for work in works], *rest).run()), flush=True)

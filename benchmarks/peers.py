@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
-from benchmarks.measure import HEAD_WEIGHT, Network, Workload
+from benchmarks.measure import HEAD_WEIGHT, Form, Network, Workload
 
 # Output channels of 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, projection after the pool; None is a pool between.
 Row = tuple[int, int, int, int, int, int]
@@ -36,8 +39,10 @@ SMALL_TABLE: list[Row | None] = [
 ]
 
 
-def build(who: str, work: Workload) -> Network:
-    """The same network in PyTorch. `who` is the memory format, or channels_last compiled."""
+def build(who: str, work: Workload, device: int | None = None) -> Network:
+    """The same network in PyTorch. `who` is the memory format, or channels_last compiled; on a GPU see `Form`."""
+    form = Form.of(who)
+    where = torch.device("cpu") if device is None else gpu(device, form.precision)
     article, small = work.model == "googlenet", work.model == "googlenet_small"
     norm_first = article or small  # biases in front of batch norm, padded pools
 
@@ -100,12 +105,17 @@ def build(who: str, work: Workload) -> Network:
                     outputs.append(self.heads[str(i)](x))
             return [*outputs, x]
 
-    memory = torch.contiguous_format if who == "torch" else torch.channels_last
-    model = GoogLeNet().to(memory_format=memory)
-    x = torch.randn(work.batch, 3, work.size, work.size).to(memory_format=memory)
-    labels = torch.randint(0, work.classes, (work.batch,))
+    memory = torch.contiguous_format if form.network == "torch" else torch.channels_last
+    model = GoogLeNet().to(where, memory_format=memory)
+    x = torch.randn(work.batch, 3, work.size, work.size).to(where, memory_format=memory)
+    labels = torch.randint(0, work.classes, (work.batch,)).to(where)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     compiled = torch.compile(model) if who == "torch_compile" else model
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(
+            where.type, torch.bfloat16, enabled=form.precision == "bf16", cache_enabled=not form.graph
+        )
 
     class Torch(Network):
         def __init__(self) -> None:
@@ -113,11 +123,12 @@ def build(who: str, work: Workload) -> Network:
 
         def loss(self) -> torch.Tensor:
             model.train()
-            *heads, main = compiled(x)
-            loss = nn.functional.cross_entropy(main, labels)
-            for logits in heads:
-                loss = loss + nn.functional.cross_entropy(logits, labels) * HEAD_WEIGHT
-            return loss
+            with autocast():
+                *heads, main = compiled(x)
+                loss = nn.functional.cross_entropy(main, labels)
+                for logits in heads:
+                    loss = loss + nn.functional.cross_entropy(logits, labels) * HEAD_WEIGHT
+                return loss
 
         def update(self) -> None:
             optimizer.step()
@@ -125,12 +136,12 @@ def build(who: str, work: Workload) -> Network:
 
         def forward(self) -> None:
             model.train()
-            with torch.no_grad():
+            with torch.no_grad(), autocast():
                 compiled(x)
 
         def evaluate(self) -> None:
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), autocast():
                 compiled(x)
 
         def kept_bytes(self) -> int:
@@ -148,4 +159,61 @@ def build(who: str, work: Workload) -> Network:
             del loss
             return sum(kept.values())
 
-    return Torch()
+    network = Torch()
+    if device is not None:
+        network.wait, network.trim = torch.cuda.synchronize, trim
+        network.device_mb = lambda: torch.cuda.max_memory_reserved() / 2**20
+    return Recorded(network) if form.graph else network
+
+
+# ---- On a GPU ----
+
+
+def gpu(device: int, precision: str) -> torch.device:
+    """The GPU, set to multiply and convolve so, by the fastest of cuDNN's algorithms."""
+    if not torch.cuda.is_available():
+        raise SystemExit(f"this PyTorch, {torch.__version__}, has no GPU: install one that is built for CUDA")
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.device("cuda", device)
+
+
+def trim() -> None:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+class Recorded(Network):
+    """A network whose calls are recorded as CUDA graphs when they are first made, and replayed from then on."""
+
+    def __init__(self, network: Network):
+        self.wait, self.trim, self.device_mb = network.wait, network.trim, network.device_mb
+        self.step = self.recorded(network.step)  # type: ignore[method-assign]
+        self.forward, self.evaluate = self.recorded(network.forward), self.recorded(network.evaluate)
+
+    def recorded(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        graph: Any = None
+
+        def run() -> None:
+            nonlocal graph
+            if graph is None:
+                graph = record(call)
+            graph.replay()
+
+        return run
+
+
+def record(call: Callable[[], Any]) -> Any:
+    """A call as a torch.cuda.CUDAGraph, after three on a stream of their own, as PyTorch's manual asks for."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph

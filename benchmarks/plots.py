@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PEERS, Record
+from benchmarks.measure import NAMES, PEERS, Form, Record
 
 # Okabe and Ito's colours, which differ for colour-blind readers too.
 COLOURS = {"ours": "#0072B2", "torch": "#E69F00", "torch_channels_last": "#D55E00", "torch_compile": "#CC79A7"}
@@ -40,17 +40,17 @@ def draw(results: Record, folder: Path) -> list[Path]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
-        for part, plot in (("compare", comparison), ("growth", growth), ("profile", profile)):
-            if part not in results:
+        for part, plot in PLOTS.items():
+            if part not in results or "failed" in results[part]["found"]:
                 continue
             found, where = results[part]["found"], results[part]["machine"]
-            if part == "compare" and all(r["who"] == "ours" for r in found):
+            if plot is comparison and not any(compared(row) for row in found):
                 continue
             figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
             plot(figure, found)
             versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
             figure.supxlabel(
-                f"{where['cpu']}, {where['cores']} cores, {versions}, {where['date']}"
+                f"{where.get('gpu') or where['cpu']}, {where['cores']} cores, {versions}, {where['date']}"
                 + (" – a quick run: figures mean little" if results[part]["quick"] else ""),
                 fontsize=8, color=GREY,
             )  # fmt: skip
@@ -59,18 +59,27 @@ def draw(results: Record, folder: Path) -> list[Path]:
     return written
 
 
+def compared(row: Record) -> bool:
+    """Whether there is a ratio to draw; of the many networks on a GPU that of training steps."""
+    shown = row["who"] in PEERS or row["measure"] == "step"
+    return shown and "ratio_seconds" in row and not Form.of(row["who"]).ours
+
+
 def comparison(figure: Any, rows: list[Record]) -> None:
     """Bars of our time and memory over each peer's."""
-    rows = [row for row in rows if row["who"] != "ours"]
-    whos = [who for who in PEERS if any(row["who"] == who for row in rows)]
+    rows = [row for row in rows if compared(row)]
+    whos = [who for who in NAMES if any(row["who"] == who for row in rows)]
     groups = list(dict.fromkeys((row["workload"], row["measure"]) for row in rows))
-    figure.set_size_inches(9, 1.6 + 0.26 * len(groups) * (len(whos) + 1))
+    figure.set_size_inches(9, 1.5 + 0.2 * len(whos) / 3 + 0.26 * len(groups) * (len(whos) + 1))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("ratio_seconds", "ratio_mb"), ("time", "peak memory"), strict=True):
         for row in rows:
             group, i = groups.index((row["workload"], row["measure"])), whos.index(row["who"])
             y = group * (len(whos) + 1) + i
-            axes.barh(y, row[key], 0.85, color=COLOURS[row["who"]], label=None if group else PEERS[row["who"]])
+            form = Form.of(row["who"])
+            style: dict[str, Any] = {"color": COLOURS[form.network], "hatch": "//" if form.graph else ""}
+            style |= {"edgecolor": "white", "alpha": 0.6 if form.precision == "tf32" else 1}
+            axes.barh(y, row[key], 0.85, **style, label=None if group else NAMES[row["who"]])
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line at 1
             at = {"xy": (row[key], y), "xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"{row[key]:.2f}", **at, bbox=box)
@@ -82,7 +91,7 @@ def comparison(figure: Any, rows: list[Record]) -> None:
     middles = [group * (len(whos) + 1) + (len(whos) - 1) / 2 for group in range(len(groups))]
     panels[0].set_yticks(middles, [f"{workload}\n{TITLES[measure]}" for workload, measure in groups])
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(whos))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(whos), 3))
 
 
 def growth(figure: Any, rows: list[Record]) -> None:
@@ -107,7 +116,7 @@ def growth(figure: Any, rows: list[Record]) -> None:
                 one, all_ = ([r for r in series if r["threads"] == n] for n in (1, most))
                 gains = [a["seconds"] / b["seconds"] for a, b in zip(one, all_, strict=True)]
                 style = "-" if name.startswith("small") else ":"
-                label = f"{name.partition(',')[0]}, {PEERS[who].partition(',')[0]}"
+                label = f"{name.partition(',')[0]}, {NAMES[who].partition(',')[0]}"
                 axes.plot(abscissa(axes, one), gains, style, marker="o", color=COLOURS[who], label=label)
         axes.set_title(f"time with 1 thread ÷ with {most}")
         axes.set_ylim(0, most + 0.7)  # room for the legend
@@ -122,7 +131,7 @@ def lines(axes: Any, rows: list[Record], most: int) -> None:
     for who in dict.fromkeys(row["who"] for row in rows):
         for n in sorted({1, most}):
             series = [row for row in rows if row["who"] == who and row["threads"] == n]
-            label = f"{PEERS[who]}, {n} thread{'s' if n > 1 else ''}"
+            label = f"{NAMES[who]}, {n} thread{'s' if n > 1 else ''}"
             style = {"color": COLOURS[who], "linestyle": "-" if n == most else "--", "marker": "o", "label": label}
             axes.plot(abscissa(axes, series), [row["seconds"] / row["batch"] * 1e3 for row in series], **style)
     axes.grid(axis="y")
@@ -157,3 +166,7 @@ def profile(figure: Any, profiles: dict[str, Record]) -> None:
             f"({p['gflops']:.0f} GFLOP/s, alone {p['gflops_alone']:.0f})",
             x=-0.4 if len(profiles) > 1 else 0,
         )
+
+
+PLOTS: dict[str, Any] = {"compare": comparison, "growth": growth, "profile": profile}
+PLOTS |= {"compare_gpu": comparison, "profile_gpu": profile}

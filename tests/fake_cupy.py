@@ -25,6 +25,7 @@ from __future__ import annotations
 import collections
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ import cuda_on_cpu
 import numpy as np
 
 from minigrad.kernels import cublas
+
+__version__ = "14.2.0"  # of CuPy, what it lacks and refuses
 
 # How often the host waited for the device, by "file.py:line" of the code that made it wait.
 SYNCS: collections.Counter[str] = collections.Counter()
@@ -364,7 +367,25 @@ class RawModule(cuda_on_cpu.RawModule):
 
 # ---- Streams. Nothing here is late; but who has waited for whom is kept, and what would come too early is found. ----
 
-Clock = dict[Any, int]  # how much of the work of each stream is known to be done; an event is a copy of one
+Clock = dict[Any, int]  # how much of the work of each stream is known to be done
+
+
+class Event:
+    """cupy.cuda.Event: a copy of a stream's clock, and when it was made, as all that came before it is done then."""
+
+    clock: Clock
+    seconds: float
+
+    def record(self, stream: Stream | None = None) -> None:
+        (stream or get_current_stream()).record(self)
+
+    def synchronize(self) -> None:
+        _wait()
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds."""
+    return (end.seconds - start.seconds) * 1e3
 
 
 class Stream:
@@ -385,11 +406,13 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         _streams().pop()
 
-    def record(self) -> Clock:
-        return dict(self.clock)
+    def record(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.clock, event.seconds = dict(self.clock), time.perf_counter()
+        return event
 
-    def wait_event(self, event: Clock) -> None:
-        for stream, moment in event.items():
+    def wait_event(self, event: Event) -> None:
+        for stream, moment in event.clock.items():
             self.clock[stream] = max(moment, self.clock.get(stream, 0))
 
     def synchronize(self) -> None:
@@ -496,7 +519,14 @@ class _Device:
         _wait()
 
 
-cuda = types.SimpleNamespace(runtime=_runtime, Device=_Device, get_current_stream=get_current_stream, Stream=Stream)
+cuda = types.SimpleNamespace(
+    runtime=_runtime,
+    Device=_Device,
+    Event=Event,
+    Stream=Stream,
+    get_current_stream=get_current_stream,
+    get_elapsed_time=get_elapsed_time,
+)
 
 
 def _load_cublas(xp: Any, load: Callable[[Any], Any] = cublas.load) -> Any:
@@ -507,4 +537,6 @@ cublas.load = _load_cublas
 
 
 def get_default_memory_pool() -> Any:
-    return types.SimpleNamespace(used_bytes=lambda: 0, total_bytes=lambda: 0, free_bytes=lambda: 0)
+    return types.SimpleNamespace(
+        used_bytes=lambda: 0, total_bytes=lambda: 2**20, free_bytes=lambda: 0, free_all_blocks=lambda: None
+    )

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from inception.data import Augment, DataError, Dataset, Loader, load_shapes, mean_and_std
-from inception.models import create_model
+from inception.models import InceptionBlock, create_model
 from inception.training import Epoch, Evaluation, Recipe, Run, Training, evaluate, run, to_tensor, train
 from inception.training.loop import predictions, training_step
 from inception.weights import load_weights
-from minigrad import Tensor, nn, num_threads, ops, optim, schedule, set_num_threads
+from minigrad import Tensor, nn, num_threads, ops, optim, schedule, set_backend, set_num_threads
 from minigrad.backend import asarray, to_host
 from minigrad.errors import MinigradError, NonFiniteError, ShapeError
 from minigrad.random import Key, integers, normal, seeded
@@ -147,6 +147,58 @@ def test_a_step_never_waits_for_the_device(xp: Any) -> None:
     after = weights_of(model)
     assert [name for name in before if np.array_equal(before[name], after[name])] == []
     assert all(np.isfinite(value).all() and value.dtype == np.float32 for value in after.values())
+
+
+class Narrow(nn.Module):
+    """What the small GoogLeNet is made of, cheap enough for a stand-in: a unit, an Inception block, a classifier."""
+
+    def __init__(self) -> None:
+        with seeded(5):
+            self.stem = nn.ConvNormReLU(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6, relu=True))
+            self.block = InceptionBlock(6, 4, 3, 4, 2, 3, 5)
+            self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(ops.global_avg_pool2d(self.block(self.stem(x))).flatten())
+
+
+def losses_of_steps(build: Callable[[], nn.Module], dtype: str, steps: int) -> list[float]:
+    """As trained on the default backend, on augmented pictures, with all that the default recipe does."""
+    dataset, _ = small_shapes(64)
+    training = Training(build().astype(dtype), loader(dataset, 8, augment=Augment()), Recipe(lr=0.05), quiet=True)
+    losses = []
+    for epoch in range(-(-steps // len(training.loader))):
+        for batch in training.loader.batches(epoch):
+            training.model.set_key(Key(0).fold(training.step), batch.rows)
+            found, _ = training_step(training.model, batch._replace(images=batch.images.astype(dtype)), training.recipe)
+            training._update()
+            training.step += 1
+            losses.append(float(found["loss"]))
+    return losses[:steps]
+
+
+def small_googlenet() -> nn.Module:
+    with seeded(0):
+        return create_model("googlenet_small", aux_logits=True, dropout=0.4)
+
+
+@pytest.mark.parametrize(
+    ("xp", "build", "steps"),
+    [
+        pytest.param("fake_cupy", Narrow, 20, id="fake_cupy"),
+        pytest.param("cupy", Narrow, 20, id="cupy", marks=pytest.mark.gpu),
+        pytest.param("cupy", small_googlenet, 20, id="cupy, googlenet_small", marks=pytest.mark.gpu),
+    ],
+    indirect=["xp"],
+)
+def test_a_gpu_takes_the_steps_that_the_host_takes(xp: Any, build: Callable[[], nn.Module], steps: int) -> None:
+    """In float32 the first, before rounding is multiplied by training; in float64 all of them."""
+    there = {dtype: losses_of_steps(build, dtype, n) for dtype, n in (("float32", 1), ("float64", steps))}
+    set_backend("numpy")  # the fixture sets it back
+    here = {dtype: losses_of_steps(build, dtype, len(losses)) for dtype, losses in there.items()}
+    assert there["float32"] == pytest.approx(here["float32"], rel=1e-5)
+    assert there["float64"] == pytest.approx(here["float64"], rel=1e-6)
+    assert here["float64"][-1] != pytest.approx(here["float64"][0], rel=1e-2)  # it does train
 
 
 def test_how_often_training_waits_does_not_depend_on_the_number_of_steps(
