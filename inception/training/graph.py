@@ -8,6 +8,7 @@ added up where they are read when somebody asks. Evaluation and everything else 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -43,12 +44,14 @@ class GraphedStep:
         self.xp: Any = array_module(next(training.model.parameters()).data)
         self.off = ""  # why no more captures are tried
         self.warm_up = WARM_UP  # steps still to be taken before
-        self.batch: Batch | None = None  # on the device: what the graph reads
+        self.batch: Any = None  # on the device: what the graph reads
         self.drawing = [
             (path, module)
             for path, module in training.model.named_modules()
             if type(module).take_key is not Module.take_key
         ]
+        self.totals: dict[str, Any] = {}  # the epoch's sums, to which the graph adds
+        self.hits: Any = 0
         self.graph: Any = None
         self.pool: Any = None  # the memory of what the graph computes: nothing else, and as long as the graph
         if self.xp is np:
@@ -75,11 +78,11 @@ class GraphedStep:
         training = self.training
         if not self.off and (watcher.get() is not None or observer.get() is not None):
             self._give_up("the model is being watched, and a replay calls no layer that could be seen")
-        if self.batch is None and not self.off:
-            self._make_room(batch)
-        if self.off or self.batch is None or batch.images.shape != self.batch.images.shape:
+        if self.off or len(batch.labels) != training.loader.batch_size:
             training.take_step(batch)
             return
+        if self.batch is None:
+            self._make_room(batch)
         self._write(batch)
         if self.graph is None and self.warm_up:
             self._hand_out()
@@ -112,7 +115,6 @@ class GraphedStep:
 
     def _write(self, batch: Batch) -> None:
         """Write the batch, and the keys of this step, to where the graph reads them."""
-        assert self.batch is not None
         pixels(self.batch.images)[...] = asarray(pixels(batch.images))
         for there, here in ((self.batch.labels, batch.labels), (self.batch.rows, batch.rows)):
             there.set(here.astype(np.int64, copy=False))
@@ -122,7 +124,6 @@ class GraphedStep:
 
     def _hand_out(self) -> None:
         """Let every layer that draws random numbers read its key where `_write` writes it."""
-        assert self.batch is not None
         for i, (_, module) in enumerate(self.drawing):
             module.take_key(StoredKey(self.keys[i]), self.batch.rows)
 
@@ -137,7 +138,6 @@ class GraphedStep:
 
     def _renew(self) -> None:
         """Say what else is new in this step, and count it."""
-        assert self.batch is not None
         training = self.training
         for together, placed in self.launches:  # a step that was taken as ever has placed other gradients
             together.placed = placed
@@ -159,10 +159,10 @@ class GraphedStep:
         sums, average, slots = training.sums, training.average, training.optimizer.slots
         if average is not None and not average.place():
             average.together.upload()  # now, if there was no update yet: a table cannot be made in a capture
-        before = sums.steps, sums.seen, None if average is None else average.count, [slot.updates for slot in slots]
+        before = sums.steps, sums.seen, 0.0 if average is None else average.count, [slot.updates for slot in slots]
         self._hand_out()
         self.xp.get_default_memory_pool().free_all_blocks()  # the graph's memory is a step's once more
-        self.pool = cuda.MemoryPool(self._memory)
+        self.pool = cuda.MemoryPool(functools.partial(_memory, cuda))
         try:
             self.stream.begin_capture()
             try:
@@ -184,13 +184,12 @@ class GraphedStep:
         owners = [owner for owner in (training.clip, training.optimizer, average) if owner is not None]
         self.launches = [(owner.together, owner.together.placed) for owner in owners]
 
-    def _memory(self, size: int) -> Any:
-        """Memory for the pool to grow by. Where there is none, the pool would give back what the graph has used and try
-        again, but not for this error."""
-        cuda = self.xp.cuda
-        try:
-            return cuda.MemoryPointer(cuda.Memory(size), 0)
-        except Exception as error:
-            raise BackendError(
-                f"a graph has memory of its own, beside that of other steps, and there is too little: {first_line(error)}"
-            ) from None
+
+def _memory(cuda: Any, size: int) -> Any:
+    """Memory for the graph's pool to grow by. Raises BackendError where there is none: at an error of CUDA's the pool
+    would give back what the graph has used before, and try again."""
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except Exception as error:
+        reason = "a graph has memory of its own, beside that of other steps, and too little is free"
+        raise BackendError(f"{reason}: {first_line(error)}") from None

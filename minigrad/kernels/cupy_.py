@@ -505,7 +505,7 @@ class Together:
         self.chunks = array_module(self.like).asarray(np.array(cut, np.int64).reshape(-1, 3))  # (blocks, 3)
         self.placed: tuple[list[int], np.ndarray | None] = [], None  # rows told of, and the table of addresses
         self.told: np.ndarray | None = None  # the table of numbers
-        self.known: dict[str, np.ndarray | None] = {}  # both as they were written; none is ever changed, but replaced
+        self.known: dict[str, np.ndarray] = {}  # both as they were written; none is ever changed, but replaced
         self.addresses: Array = None  # (rows, arrays) int64, on the device
         self.numbers: Array = None  # (rows, numbers) float64, on the device
 
@@ -537,9 +537,10 @@ class Together:
         """Write what has changed to the tables on the device, always in the same memory: a graph reads it there."""
         for name, table in (("addresses", self.placed[1]), ("numbers", self.told)):
             assert table is not None
-            if name not in self.known:
+            known = self.known.get(name)
+            if known is None:
                 setattr(self, name, array_module(self.like).empty(table.shape, table.dtype))
-            elif table is self.known[name] or np.array_equal(table, self.known[name]):
+            elif table is known or np.array_equal(table, known):
                 continue
             getattr(self, name).set(table)  # it need not stay: it has been copied when this returns
             self.known[name] = table
