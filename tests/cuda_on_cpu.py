@@ -1,7 +1,7 @@
 """CUDA kernels on the CPU: their own source, compiled by a C++ compiler, run over NumPy's memory.
 
-`RawModule` stands in for CuPy's. Where CuPy would hand wrong bits to a kernel without a word (a Python integer as 64
-bits, a host array by value, a float64 array for `float*`, values that are no neighbours), the call is refused here.
+Where CuPy would hand wrong bits to a kernel without a word (a Python integer as 64 bits, a float64 array for `float*`,
+values that are no neighbours), `run` refuses the call.
 What it cannot show: races between blocks, the GPU's rounding, speed.
 """
 

@@ -141,7 +141,7 @@ class GraphedStep:
         training = self.training
         for together, placed in self.launches:  # a step that was taken as ever has placed other gradients
             together.placed = placed
-        training.optimizer.renew(*training.rates())
+        training.optimizer.renew(**training.rates())
         if training.average is not None:
             training.average.renew(training.step)
         training.sums.count(len(self.batch.labels))

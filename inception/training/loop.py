@@ -184,14 +184,14 @@ class Training:
         """Move the weights along the gradients they have, and forget those."""
         if self.clip is not None:
             self.clip(self.model.parameters())
-        self.optimizer.step(*self.rates())
+        self.optimizer.step(**self.rates())
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.step)
 
-    def rates(self) -> tuple[float, float | None]:
-        """Learning rate and momentum of this step; None for a momentum that stays the optimizer's."""
-        return self.lr(self.step), None if self.momentum is None else self.momentum(self.step)
+    def rates(self) -> dict[str, float]:
+        """What the optimizer is told of this step: its learning rate, and its momentum where the recipe moves that."""
+        return {"lr": self.lr(self.step)} | ({} if self.momentum is None else {"momentum": self.momentum(self.step)})
 
     def _report(self) -> Epoch:
         started = time.perf_counter()
