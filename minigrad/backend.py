@@ -167,6 +167,14 @@ def _is_device_array(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "get")
 
 
+def capturing(xp: ModuleType) -> bool:
+    """Whether a CUDA graph is being captured: what the GPU is given on this thread's stream is then recorded, not done.
+
+    What is recorded must not wait, and must not bring anything from the host, which would be repeated as it was.
+    """
+    return xp is not np and bool(xp.cuda.get_current_stream().is_capturing())
+
+
 class MemoryReport(NamedTuple):
     """Sizes in bytes. The pool is CuPy's default memory pool; None on the NumPy backend."""
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module, move
+from minigrad.backend import array_module, capturing, move
 from minigrad.errors import BackendError, MinigradError, StateError, differences, no_such
 from minigrad.kernels import kernels
 from minigrad.layout import Array, memory_order
@@ -114,17 +114,31 @@ class Optimizer:
         options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
         for i, slot in due.items():
             self._check_places(i, slot)
-        rows = {}
-        for i, slot in due.items():
+        rows = {i: self._row(i, slot) for i, slot in due.items()}
+        apart = [i for i, row in rows.items() if row is None]
+        if apart and capturing(array_module(due[apart[0]].param.data)):
+            raise BackendError(
+                f"{type(self).__name__} has no kernel that updates parameter {apart[0]}: a graph would repeat the "
+                "learning rate of the step that it was captured in"
+            )
+        for i in apart:
+            slot = due[i]
             slot.updates += 1
-            row = self._row(i, slot)
-            if row is None:
-                self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
-            else:
-                rows[i] = row, [lr * slot.lr_scale, slot.updates, *_flat(options[i].values())]
-        if rows:
-            self.together.write(rows)
+            self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
+        if len(apart) < len(rows):
+            self.together.place({i: row for i, row in rows.items() if row is not None})
+            self.renew(lr, momentum)
             self.together.launch()
+
+    def renew(self, lr: float, momentum: float | None = None) -> None:
+        """What is left for the host to do where a CUDA graph that has captured `step` is replayed: count an update of
+        the same parameters, and say its numbers (`together.upload` writes them)."""
+        numbers = {}
+        for i in self.together.placed[0]:
+            slot = self.slots[i]
+            slot.updates += 1
+            numbers[i] = [lr * slot.lr_scale, slot.updates, *_flat(self._options(slot, momentum).values())]
+        self.together.tell(numbers)
 
     def _check_places(self, i: int, slot: Slot) -> None:
         """Raise BackendError where a parameter, its gradient and its state are not in one place."""
@@ -428,30 +442,48 @@ def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
     Gradients are replaced, not changed in place. Raises MinigradError if max_norm is not above 0.
     Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, arXiv:1211.5063.
     """
-    if not max_norm > 0.0:
-        raise MinigradError(f"max_norm must be above 0, got {max_norm}")
-    params = [p for p in params if p.grad is not None]
-    if not params:
-        return np.zeros(())
-    xp = array_module(params[0].grad)
-    if xp is not np and len({p.grad.dtype for p in params}) == 1:
-        return _clip_at_once(params, max_norm)
-    squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
-    norm = xp.sqrt(xp.sum(xp.stack(squares)))
-    factor = xp.minimum(1.0, max_norm / (norm + 1e-6))
-    for p in params:
-        p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
-    return xp.asarray(norm)
+    return ClipByNorm(max_norm)(params)
 
 
-def _clip_at_once(params: list[Parameter], max_norm: float) -> Array:
-    """The same on a GPU, in two launches for all gradients of one dtype."""
-    into = [array_module(p.grad).empty_like(p.data) for p in params]
-    gradients = [p.grad if _alike(p.grad, new) else _copied(p.grad, new) for p, new in zip(params, into, strict=True)]
-    norm = kernels(into[0]).clip(gradients, into, float(max_norm))
-    for p, new in zip(params, into, strict=True):
-        p.grad = new
-    return norm[0]
+class ClipByNorm:
+    """`clip_by_norm` step after step: on a GPU its tables are made once, as a CUDA graph demands."""
+
+    def __init__(self, max_norm: float):
+        if not max_norm > 0.0:
+            raise MinigradError(f"max_norm must be above 0, got {max_norm}")
+        self.max_norm = float(max_norm)
+        self.together: Any = None  # on a GPU: the launch for all gradients, made when it is first needed
+
+    def __call__(self, params: Iterable[Parameter]) -> Array:
+        """Clip the gradients of these parameters, and return their norm before."""
+        params = [p for p in params if p.grad is not None]
+        if not params:
+            return np.zeros(())
+        xp = array_module(params[0].grad)
+        if xp is not np and len({p.grad.dtype for p in params}) == 1:
+            return self._at_once(params)
+        if capturing(xp):
+            raise BackendError("the gradients are of several dtypes, and no kernel clips these together")
+        squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
+        norm = xp.sqrt(xp.sum(xp.stack(squares)))
+        factor = xp.minimum(1.0, self.max_norm / (norm + 1e-6))
+        for p in params:
+            p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
+        return xp.asarray(norm)
+
+    def _at_once(self, params: list[Parameter]) -> Array:
+        """The same on a GPU, in two launches for all gradients of one dtype."""
+        into = [array_module(p.grad).empty_like(p.data) for p in params]
+        gradients = [
+            p.grad if _alike(p.grad, new) else _copied(p.grad, new) for p, new in zip(params, into, strict=True)
+        ]
+        kind = into[0].dtype, [new.size for new in into]
+        if self.together is None or (self.together.like.dtype, self.together.sizes) != kind:
+            self.together = kernels(into[0]).Together("clip", into)
+        norm = kernels(into[0]).clip(self.together, gradients, into, self.max_norm)
+        for p, new in zip(params, into, strict=True):
+            p.grad = new
+        return norm[0]
 
 
 def _alike(a: Array, b: Array) -> bool:

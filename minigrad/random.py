@@ -81,6 +81,31 @@ class Key:
         return f"Key(0x{self.value:016x})"
 
 
+class StoredKey(Key):
+    """The key whose value lies in a uint64 array () of the backend where numbers are drawn, and is read there.
+
+    A CUDA graph that has recorded the draw makes other numbers when that memory has been written anew. There is no
+    stream within this one: fold first, then store.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def fold(self, *parts: int | str) -> Key:
+        raise DtypeError(f"a stored key cannot be folded by {parts}: its value is not on the host")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredKey) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return "StoredKey()"
+
+
 def bits(key: Key, shape: int | tuple[int, ...], *, rows: Any = None, xp: Any = np) -> Any:
     """Uniform random uint64 of `shape`.
 
@@ -88,14 +113,15 @@ def bits(key: Key, shape: int | tuple[int, ...], *, rows: Any = None, xp: Any = 
            the data set. Row r then depends on key and rows[r] alone, not on its place in the batch.
     """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    stream = key.value if isinstance(key, StoredKey) else np.uint64(key.value)
     if rows is None:
         counter = xp.arange(1, math.prod(shape) + 1, dtype=xp.uint64)
         counter *= np.uint64(_GOLDEN)
-        counter += np.uint64(key.value)
+        counter += stream
         return _mix(counter).reshape(shape)
     streams = xp.asarray(rows).astype(xp.uint64) + np.uint64(1)
     streams *= np.uint64(_GOLDEN)
-    streams += np.uint64(key.value)
+    streams += stream
     counter = xp.arange(1, math.prod(shape[1:]) + 1, dtype=xp.uint64)
     counter *= np.uint64(_GOLDEN)
     return _mix(_mix(streams)[:, None] + counter[None, :]).reshape(shape)

@@ -317,8 +317,10 @@ def operands(op: str, *values: Any) -> list[Tensor]:
             tensors.append(value)
         elif hasattr(value, "dtype") and np.ndim(value) > 0:
             tensors.append(Tensor(value))
+        elif (number := value if hasattr(value, "dtype") else _numbers(value)).ndim == 0 and array_module(number) is np:
+            tensors.append(Tensor(xp.full((), number.item(), model.dtype)))  # no upload
         else:
-            tensors.append(Tensor(xp.asarray(value if hasattr(value, "dtype") else _numbers(value), dtype=model.dtype)))
+            tensors.append(Tensor(xp.asarray(number, dtype=model.dtype)))
     check_alike(op, *tensors)
     return tensors
 

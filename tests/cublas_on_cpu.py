@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 import types
-import weakref
 from ctypes import CFUNCTYPE, POINTER, c_int, c_longlong, c_size_t, c_void_p
 from typing import Any
 
+import fake_graph
 import numpy as np
 
 CALLS: list[str] = []  # the names of the functions called, products with their compute type
@@ -22,30 +22,7 @@ STORED = {0: np.dtype(np.float32), 1: np.dtype(np.float64)}  # by cudaDataType
 COMPUTED = {68: (0, "float32"), 77: (0, "tf32"), 70: (1, "float64")}  # cublasComputeType_t -> what is stored, a name
 OK, NOT_INITIALISED, WRONG, UNSUPPORTED = 0, 1, 7, 15
 
-arrays: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # those that own device memory
 handles = itertools.count(1)
-
-
-def owner(memory: np.ndarray) -> np.ndarray:
-    """The array that owns the memory of a view."""
-    while isinstance(memory.base, np.ndarray):
-        memory = memory.base
-    return memory
-
-
-def allocated(memory: np.ndarray) -> None:
-    """Tell of device memory."""
-    memory = owner(memory)
-    arrays[id(memory)] = memory
-
-
-def inside(address: int, size: int) -> bool:
-    """Whether so many bytes from here belong to one array."""
-    return any(
-        start <= address and address + size <= start + whole.nbytes
-        for whole in list(arrays.values())
-        for start in [whole.ctypes.data]
-    )
 
 
 class Wrong(Exception):
@@ -62,7 +39,7 @@ def matrices(
     if ld < max(1, rows) or (writable and count > 1 and abs(stride) < ld * (columns - 1) + rows):
         raise Wrong(WRONG)
     size = ((count - 1) * stride + (columns - 1) * ld + rows) * dtype.itemsize
-    if not address or address % dtype.itemsize or not inside(address, size):
+    if not address or address % dtype.itemsize or fake_graph.around(address, size) is None:
         raise Wrong(WRONG)
     memory = np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
     steps = (stride, 1, ld)
@@ -77,13 +54,13 @@ def as_tf32(x: np.ndarray) -> np.ndarray:
 
 
 def gemm(handle: int, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: Any, b: Any, beta: int, c: Any,
-         count: int, compute: int, algorithm: int, name: str) -> int:  # fmt: skip
+         count: int, compute_type: int, algorithm: int, name: str) -> int:  # fmt: skip
     """C = alpha · op(A) · op(B) + beta · C for each matrix of a stack; a, b, c: (address, type, ld, stride)."""
     if handle not in SESSIONS:
         return NOT_INITIALISED
     if min(m, n, k, count) < 1 or not {ta, tb} <= {0, 1}:  # cuBLAS takes 0 too: minigrad has no need to ask
         return WRONG
-    if compute not in COMPUTED or {x[1] for x in (a, b, c)} != {COMPUTED[compute][0]} or algorithm != -1:
+    if compute_type not in COMPUTED or {x[1] for x in (a, b, c)} != {COMPUTED[compute_type][0]} or algorithm != -1:
         return UNSUPPORTED
     dtype = STORED[c[1]]
     try:
@@ -93,13 +70,19 @@ def gemm(handle: int, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: A
     except Wrong as wrong:
         return wrong.status
     left, right = left.swapaxes(1, 2) if ta else left, right.swapaxes(1, 2) if tb else right
-    if COMPUTED[compute][1] == "tf32":
-        left, right = as_tf32(left), as_tf32(right)
     scalar = ctypes.c_float if dtype == np.float32 else ctypes.c_double
     factor, kept = (dtype.type(scalar.from_address(at).value) for at in (alpha, beta))
-    y = factor * (left @ right)
-    out[...] = y + kept * out if kept else y
-    CALLS.append(f"{name} {COMPUTED[compute][1]}")
+
+    def compute(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
+        if COMPUTED[compute_type][1] == "tf32":
+            left, right = as_tf32(left), as_tf32(right)
+        y = factor * (left @ right)
+        out[...] = y + kept * out if kept else y
+
+    if fake_graph.recording() and not fake_graph.capturing(SESSIONS[handle].stream):
+        fake_graph.refuse("a product on another stream")
+    fake_graph.do(name, compute, (left, right, out))
+    CALLS.append(f"{name} {COMPUTED[compute_type][1]}")
     return OK
 
 
@@ -111,6 +94,7 @@ STACK = (*OPERAND, c_longlong)
 
 @CFUNCTYPE(c_int, POINTER(c_void_p))
 def create(handle: Any) -> int:
+    fake_graph.refuse("a cuBLAS handle is made")
     handle[0] = next(handles)
     SESSIONS[handle[0]] = types.SimpleNamespace(stream=0, workspace=None)
     CALLS.append("create")
@@ -125,7 +109,7 @@ def set_stream(handle: int, stream: int | None) -> int:
 
 @CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 def set_workspace(handle: int, address: int, size: int) -> int:
-    if not inside(address, size):
+    if fake_graph.around(address, size) is None:
         return WRONG
     SESSIONS[handle].workspace = (address, size)
     return OK

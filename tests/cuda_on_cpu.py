@@ -1,7 +1,7 @@
 """CUDA kernels on the CPU: their own source, compiled by a C++ compiler, run over NumPy's memory.
 
-`RawModule` stands in for CuPy's. Where CuPy would hand wrong bits to a kernel without a word (a Python integer as 64
-bits, a host array by value, a float64 array for `float*`, values that are no neighbours), the call is refused here.
+Where CuPy would hand wrong bits to a kernel without a word (a Python integer as 64 bits, a float64 array for `float*`,
+values that are no neighbours), `run` refuses the call.
 What it cannot show: races between blocks, the GPU's rounding, speed.
 """
 
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,3 @@ def run(code: str, kernel: str, grid: Sequence[int], block: Sequence[int], args:
     shapes = [(ctypes.c_uint * 2)(*shape) for shape in (grid, block)]
     if functions[f"{kernel}_run"](pointers, *shapes, int(REVERSED)):
         raise RuntimeError(f"{kernel}: some threads of a block end while others wait at __syncthreads")
-
-
-class RawModule:
-    """cupy.RawModule over arrays of fake_cupy."""
-
-    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
-        self.code = code
-
-    def get_function(self, name: str) -> Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]:
-        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
-            if any(isinstance(arg, np.ndarray) for arg in args):
-                raise TypeError(f"{name}: a host array as an argument")
-            run(self.code, name, grid, block, [getattr(arg, "_memory", arg) for arg in args])
-
-        return launch

@@ -7,7 +7,8 @@ It is installed as `sys.modules["cupy"]` by the fixture `xp`. Like CuPy, and unl
 - results are in C order whatever the operands' strides are (views, `out=` and order="K" functions excepted);
 - reading a value on the host waits for the device: `SYNCS` counts where;
 - work on one stream says nothing of another: using an upload before its stream has been waited for is refused, and
-  memory that goes back to its stream while another may still read it is noted in `RACES`.
+  memory that goes back to its stream while another may still read it is noted in `RACES`;
+- a CUDA graph repeats the calls that were captured, at the addresses that they were given: see fake_graph.py.
 
 Beyond CuPy, `empty` is filled with NaN, so that reading what was never written shows; and `ufunc.at` is refused,
 because minigrad promises the same bits in every run. An array here wraps a NumPy array instead of deriving from
@@ -33,6 +34,7 @@ from typing import Any
 
 import cublas_on_cpu
 import cuda_on_cpu
+import fake_graph
 import numpy as np
 
 from minigrad.kernels import cublas
@@ -88,6 +90,7 @@ WAIT = {"nonzero", "flatnonzero", "argwhere", "unique", "item", "tolist", "tobyt
 
 def _wait() -> None:
     """Count one synchronisation for the nearest caller that is neither this file nor backend.py's `to_host`."""
+    fake_graph.refuse("the host waits for the device")
     frame = sys._getframe(1)
     while Path(frame.f_code.co_filename).name in ("fake_cupy.py", "backend.py") and frame.f_back:
         frame = frame.f_back
@@ -127,13 +130,22 @@ def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) 
     for source in sources:
         if np.may_share_memory(result, source._memory):
             return _wrap(result, source._upload)
-    return _wrap(result if keep_strides else np.asarray(result, order="C"))
+    return _fresh(result, keep_strides)
+
+
+def _fresh(result: np.ndarray, keep_strides: bool) -> ndarray:
+    """A result in memory of its own, from the pool that is in use."""
+    memory = fake_graph.taken_like(result, keep_strides)
+    if memory is None:
+        return _wrap(result if keep_strides else np.asarray(result, order="C"))
+    memory[...] = result
+    return _wrap(memory)
 
 
 def _wrap(memory: np.ndarray, upload: _Upload | None = None) -> ndarray:
     array = object.__new__(ndarray)
     array._memory, array._upload = memory, upload
-    cublas_on_cpu.allocated(memory)
+    fake_graph.allocated(memory)
     return array
 
 
@@ -154,14 +166,26 @@ def _call(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
     _use(args, list(kwargs.values()))
     LAUNCHES[name] += 1
     given = _memory(args, host_arrays=name in FROM_HOST)
-    if name in FROM_HOST and isinstance(args[0], np.ndarray):
-        given = (args[0].copy("K"), *given[1:])  # device memory is never host memory
-    result = function(*given, **{key: _memory(value) for key, value in kwargs.items()})
+    if name in ("matmul", "dot", "tensordot", "einsum", "inner"):
+        fake_graph.refuse(f"cupy.{name} (CuPy's own product)", NotImplementedError)
+    if name in ("concatenate", "stack") and len(args[0]) > 8:
+        fake_graph.refuse(f"cupy.{name} of more than 8 arrays, which uploads their addresses")
+    if name in FROM_HOST and not isinstance(args[0], ndarray):
+        fake_graph.refuse("a copy from the host")
+        given = (np.array(given[0], copy=True, order="K"), *given[1:])  # device memory is never host memory
+    named = {key: _memory(value) for key, value in kwargs.items()}
     if out is not None:
+        fake_graph.do(name, function, given, named)
         return out
+    with fake_graph.only_to_see(given, named):
+        result = function(*given, **named)
     if isinstance(result, bool) and name in ("array_equal", "allclose", "array_equiv"):
         result = np.asarray(result)  # to be waited for in its turn
-    result = _on_device(result, list(_arrays((args, list(kwargs.values())))), name in KEEP_STRIDES)
+    sources = list(_arrays((args, list(kwargs.values()))))
+    result = _on_device(result, sources, name in KEEP_STRIDES)
+    views = [x for x in _arrays(result) if any(np.may_share_memory(x._memory, s._memory) for s in sources)]
+    if len(views) < len(list(_arrays(result))) or result is None:  # a view is a name for memory: nothing is done
+        fake_graph.record(name, function, given, named, _memory(result))
     if name in FROM_HOST and isinstance(args[0], np.ndarray) and get_current_stream() is not Stream.null:
         result._upload = _Upload(get_current_stream())
     return result
@@ -176,9 +200,9 @@ class ndarray:
     __module__ = "cupy"
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
-        self._memory = np.empty(shape, dtype)
+        self._memory = fake_graph.taken(shape, np.dtype(dtype))
         self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
-        cublas_on_cpu.allocated(self._memory)
+        fake_graph.allocated(self._memory)
 
     # Crossing between host and device
 
@@ -195,7 +219,11 @@ class ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("Shape or dtype mismatch")
+        if not (self._memory.flags.c_contiguous or self._memory.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        fake_graph.refuse("a copy from the host")
         _use(self)
+        LAUNCHES["set"] += 1
         self._memory[...] = arr
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
@@ -234,11 +262,23 @@ class ndarray:
         for part in index if isinstance(index, tuple) else (index,):
             if isinstance(part, np.ndarray) and part.dtype == bool and part.ndim:
                 _wait()  # the shape of the result depends on values
-        return _on_device(self._memory[index], [self])
+        result = self._memory[index]
+        if isinstance(result, np.generic):  # of CuPy a single value is a view too
+            result = self._memory[(*(index if isinstance(index, tuple) else (index,)), ...)]
+        result = _on_device(result, [self])
+        if not np.may_share_memory(result._memory, self._memory):
+            fake_graph.record("getitem", lambda memory: memory[index], (self._memory,), {}, result._memory)
+        return result
 
     def __setitem__(self, index: Any, value: Any) -> None:
         LAUNCHES["setitem"] += 1
-        self._memory[_memory(index, host_arrays=True)] = _memory(value)
+        _use(self, value)
+        index = _memory(index, host_arrays=True)
+
+        def write(memory: np.ndarray, value: Any) -> None:
+            memory[index] = value
+
+        fake_graph.do("setitem", write, (self._memory, _memory(value)))
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -331,8 +371,8 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 def empty_like(
     prototype: ndarray, dtype: Any = None, order: Any = "K", subok: Any = None, shape: Any = None
 ) -> ndarray:
-    array = _wrap(np.empty_like(_memory(prototype), dtype, order, shape=shape))
-    array._memory[...] = ndarray((), array.dtype)._memory
+    array = _fresh(np.empty_like(_memory(prototype), dtype, order, shape=shape), True)
+    array._memory[...] = np.nan if array._memory.dtype.kind in "fc" else 77
     return array
 
 
@@ -351,18 +391,23 @@ def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(as_strided=_as_strided))
 
 
-class RawModule(cuda_on_cpu.RawModule):
-    """cupy.RawModule, which runs on the current stream."""
+class RawModule:
+    """cupy.RawModule: kernels compiled for the CPU, which run on the current stream."""
 
-    def get_function(self, name: str) -> Callable[..., None]:
-        launch = super().get_function(name)
+    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
+        self.code = code
 
-        def on_stream(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+    def get_function(self, name: str) -> Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]:
+        fake_graph.refuse(f"the kernel {name} is loaded")
+
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+            if any(isinstance(arg, np.ndarray) for arg in args):
+                raise TypeError(f"{name}: a host array as an argument")
             _use(args)
             LAUNCHES[name] += 1
-            launch(grid, block, args)
+            fake_graph.do(name, lambda *args: cuda_on_cpu.run(self.code, name, grid, block, args), _memory(args))
 
-        return on_stream
+        return launch
 
 
 # ---- Streams. Nothing here is late; but who has waited for whom is kept, and what would come too early is found. ----
@@ -418,6 +463,33 @@ class Stream:
     def synchronize(self) -> None:
         _wait()
 
+    # A capture: what this stream is given in between is recorded.
+
+    def begin_capture(self) -> None:
+        if self is Stream.null:
+            raise CUDARuntimeError(900)
+        fake_graph.begin(self)
+
+    def is_capturing(self) -> bool:
+        return fake_graph.capturing(self)
+
+    def end_capture(self) -> Graph:
+        return Graph(fake_graph.end(self))
+
+
+class Graph:
+    """cupy.cuda.Graph"""
+
+    def __init__(self, recording: Any) -> None:
+        self.recording = recording
+
+    def upload(self) -> None: ...
+
+    def launch(self) -> None:
+        _use()
+        LAUNCHES["graph"] += 1
+        self.recording.replay()
+
 
 Stream.null = Stream(non_blocking=True)
 Stream.null.ptr = 0
@@ -449,6 +521,7 @@ class _Upload:
 def _use(*args: Any) -> None:
     """Something is done with the device arrays among `args` on the current stream."""
     stream = get_current_stream()
+    fake_graph.check_stream(stream)
     stream.clock[stream] = stream.clock.get(stream, 0) + 1
     for upload in {array._upload for array in _arrays(args) if array._upload is not None}:
         if stream.clock.get(upload.home, 0) < upload.uses[upload.home]:
@@ -519,6 +592,15 @@ class _Device:
         _wait()
 
 
+class Memory:
+    """cupy.cuda.Memory: so many bytes of the device."""
+
+    def __init__(self, size: int) -> None:
+        if size > _runtime.free:
+            raise CUDARuntimeError(2)
+        self.size, self.bytes = size, np.empty(size, np.uint8)
+
+
 cuda = types.SimpleNamespace(
     runtime=_runtime,
     Device=_Device,
@@ -526,6 +608,10 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,
+    Memory=Memory,
+    MemoryPointer=lambda memory, offset: memory,
+    MemoryPool=fake_graph.MemoryPool,
+    using_allocator=fake_graph.using_allocator,
 )
 
 

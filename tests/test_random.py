@@ -15,7 +15,7 @@ import pytest
 
 from minigrad.backend import to_host
 from minigrad.errors import DtypeError
-from minigrad.random import Key, bits, integers, next_key, normal, permutation, seeded, uniform
+from minigrad.random import Key, StoredKey, bits, integers, next_key, normal, permutation, seeded, uniform
 
 DRAWS = [
     lambda key, shape, **how: bits(key, shape, **how),
@@ -256,3 +256,18 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
     with pytest.raises(DtypeError, match=f"a seed is a whole number, got {seed!r}"):
         Key(seed)
     assert Key(np.int64(3)) == Key(3)
+
+
+def test_a_stored_key_is_read_when_numbers_are_drawn(xp: Any) -> None:
+    """The same numbers as of the key itself, and others once its memory has been written anew."""
+    memory = xp.zeros(3, "uint64")
+    stored, keys, rows = StoredKey(memory[1, ...]), [Key(3).fold("a"), Key(2**62 + 5)], np.array([5, 1, 2**40])
+    for key in keys:
+        memory[1] = xp.asarray(np.uint64(key.value))
+        for options in ({}, {"rows": rows}):
+            there = bits(stored, (3, 50), xp=xp, **options)
+            np.testing.assert_array_equal(to_host(there), bits(key, (3, 50), **options))
+    assert len({stored, StoredKey(memory[2, ...])}) == 2
+    assert repr(stored) == "StoredKey()"
+    with pytest.raises(DtypeError, match="cannot be folded by"):
+        stored.fold("x")

@@ -99,7 +99,7 @@ def outcome(out: Path) -> dict[str, Any]:
             value = timeless(json.loads(str(array))) if described else (array.dtype.str, array.shape, array.tobytes())
             if name == CHECKPOINT:  # these may differ between runs of the same training
                 for option in FREE:
-                    del value["run"]["options"][option]
+                    value["run"]["options"].pop(option, None)
             found[f"{path.name}: {name}"] = value
     found["log"] = [timeless(json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
     table = (out / "log.csv").read_text().splitlines()

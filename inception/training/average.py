@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module
+from minigrad.backend import array_module, capturing
 from minigrad.errors import BackendError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.nn import Module
+from minigrad.tensor import Tensor
 
 
 class Average:
@@ -40,20 +41,43 @@ class Average:
 
     def update(self, step: int) -> None:
         """Take in the weights after the step of this number, from 0."""
-        if (step + 1) % self.every:
+        captured = capturing(array_module(next(iter(self.sums.values()))))  # in any step, due or not: see `renew`
+        if not self._due(step) and not captured:
             return
-        rows = {}
-        for i, (name, tensor) in enumerate(self.tensors.items()):
+        apart = self.place()
+        if apart and captured:
+            raise BackendError(f"the average has no kernel for {next(iter(apart))}, whose values lie apart in memory")
+        for name, tensor in apart.items():
             total = self.sums[name]
-            if self._in_one_launch(i, total, tensor.data):
-                rows[i] = (total, tensor.data), (self.decay,)
-            else:
-                total *= self.decay
-                total += tensor.data
-        if rows:
-            self.together.write(rows)
+            total *= self.decay
+            total += tensor.data
+        if self.together is not None:
             self.together.launch()
         self.count = self.decay * self.count + 1.0
+
+    def renew(self, step: int) -> None:
+        """What is left for the host to do where a CUDA graph that has captured `update` is replayed: count, or, in a
+        step without an update, leave all sums alone (`together.upload` tells the device)."""
+        if self._due(step):
+            self.count = self.decay * self.count + 1.0
+        else:
+            self.together.place({})
+
+    def _due(self, step: int) -> bool:
+        return (step + 1) % self.every == 0
+
+    def place(self) -> dict[str, Tensor]:
+        """On a GPU: tell the launch where sums and weights are. What does not fit in is returned."""
+        rows, apart = {}, {}
+        for i, (name, tensor) in enumerate(self.tensors.items()):
+            if self._in_one_launch(i, self.sums[name], tensor.data):
+                rows[i] = self.sums[name], tensor.data
+            else:
+                apart[name] = tensor
+        if rows:
+            self.together.place(rows)
+            self.together.tell(dict.fromkeys(rows, (self.decay,)))
+        return apart
 
     def _in_one_launch(self, i: int, total: Array, weights: Array) -> bool:
         if array_module(total) is not array_module(weights):

@@ -16,16 +16,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from inception import weights
 from inception.training.log import Log, row_of
-from inception.training.loop import Epoch, Evaluation, Sums, Training
+from inception.training.loop import Epoch, Evaluation, Sums, Training, warn
 from inception.weights import ABOUT, CHECKPOINT, WeightsError
 from minigrad import backend
 from minigrad.errors import MinigradError, NonFiniteError
@@ -296,11 +294,6 @@ def _lock(directory: Path) -> int | None:
         os.close(descriptor)
         raise CheckpointError(f"{directory}: another process is training there; wait for it or stop it") from None
     return descriptor
-
-
-def warn(text: str) -> None:
-    """Say on standard error what is wrong and does not end the training."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)  # above a progress bar
 
 
 def place(directory: Path, step: int) -> Path:

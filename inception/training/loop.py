@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from inception.data import Batch, DataError, Loader, normalise
 from inception.training.average import Average
+from inception.training.graph import GraphedStep
 from inception.training.recipes import Recipe
 from minigrad import Tensor, backend, first_non_finite, no_grad, ops, optim
 from minigrad.errors import NonFiniteError, ShapeError
@@ -58,6 +59,7 @@ class Training:
     model, loader, recipe   are trained in place, on the batches, by the recipe
     test                    to evaluate on after every epoch
     test_average            evaluate the averaged weights too after every epoch, not only after the last
+    graph                   on a GPU: repeat the step as one CUDA graph, see `GraphedStep`
     quiet                   no progress bars
 
     Raises DataError if the loader has no batch.
@@ -71,6 +73,7 @@ class Training:
         *,
         test: Loader | None = None,
         test_average: bool = False,
+        graph: bool = False,
         quiet: bool = False,
     ):
         if not len(loader):
@@ -82,11 +85,14 @@ class Training:
         self.test_average, self.quiet = test_average, quiet
         self.optimizer = recipe.make_optimizer(model)
         self.average = Average(model, recipe.ema, recipe.ema_every) if recipe.ema else None
+        self.clip = optim.ClipByNorm(recipe.clip_norm) if recipe.clip_norm else None
         self.lr, self.momentum = recipe.make_schedules(len(loader))
+        self.key = Key(recipe.seed).fold("dropout")
         self.step = 0
         self.epochs: list[Epoch] = []  # those that are complete, evaluation included
         self.sums = Sums()  # over the one that runs
         self.stopping = 0  # the number of a signal: set it, from its handler for example, to have `run` stop soon
+        self.graphed = GraphedStep(self, warn) if graph else None
 
     def run(
         self,
@@ -95,12 +101,13 @@ class Training:
         after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
         """Train from where this stands to the end of the recipe. Raises Stopped if it was asked to stop."""
-        while len(self.epochs) < self.recipe.epochs:
-            self._train_epoch(after_step)
-            epoch = self._report()
-            self.epochs.append(epoch)
-            self.sums = Sums()
-            after_epoch(epoch)
+        with self.graphed.on_its_stream() if self.graphed is not None else nullcontext():
+            while len(self.epochs) < self.recipe.epochs:
+                self._train_epoch(after_step)
+                epoch = self._report()
+                self.epochs.append(epoch)
+                self.sums = Sums()
+                after_epoch(epoch)
 
     def check(self) -> None:
         """Raise Stopped if this was asked to stop."""
@@ -114,18 +121,13 @@ class Training:
     def _train_epoch(self, after_step: Callable[[], None]) -> None:
         """Take the steps of the epoch that are still to be taken."""
         number, steps, sums = len(self.epochs), len(self.loader), self.sums
-        key = Key(self.recipe.seed).fold("dropout")
+        take_step = self.take_step if self.graphed is None else self.graphed.take_step
         self.model.train()
         title = f"epoch {number + 1}/{self.recipe.epochs}"
         with _bar(title, steps * self.loader.batch_size, self.quiet, sums.seen) as bar:
             started = time.perf_counter()
             for batch in self.loader.batches(number, start=self.step - number * steps):
-                self.model.set_key(key.fold(self.step), batch.rows)
-                with blas_on_one_thread():
-                    losses, hits = training_step(self.model, batch, self.recipe)
-                    self._check_step(batch, losses)
-                    self._update()
-                sums.add(losses, hits, len(batch.labels))
+                take_step(batch)
                 self.step += 1
                 if bar.update(len(batch.labels)):  # drawn now: only then fetch numbers from the device
                     self.check_losses()
@@ -135,6 +137,19 @@ class Training:
                 after_step()
                 self.check()
                 started = time.perf_counter()
+
+    def take_step(self, batch: Batch) -> None:
+        """Forward, backward and update on a batch, with the random numbers of this step."""
+        self.model.set_key(self.key.fold(self.step), batch.rows)
+        self.compute(batch)
+
+    def compute(self, batch: Batch) -> None:
+        """A step, with the random numbers that the model has been handed."""
+        with blas_on_one_thread():
+            losses, hits = training_step(self.model, batch, self.recipe)
+            self._check_step(batch, losses)
+            self._update()
+        self.sums.add(losses, hits, len(batch.labels))
 
     def check_losses(self) -> None:
         """Raise NonFiniteError if a loss of the running epoch is not finite. The host waits for the device here."""
@@ -167,13 +182,16 @@ class Training:
 
     def _update(self) -> None:
         """Move the weights along the gradients they have, and forget those."""
-        if self.recipe.clip_norm:
-            optim.clip_by_norm(self.model.parameters(), self.recipe.clip_norm)
-        momentum = {} if self.momentum is None else {"momentum": self.momentum(self.step)}
-        self.optimizer.step(lr=self.lr(self.step), **momentum)
+        if self.clip is not None:
+            self.clip(self.model.parameters())
+        self.optimizer.step(**self.rates())
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.step)
+
+    def rates(self) -> dict[str, float]:
+        """What the optimizer is told of this step: its learning rate, and its momentum where the recipe moves that."""
+        return {"lr": self.lr(self.step)} | ({} if self.momentum is None else {"momentum": self.momentum(self.step)})
 
     def _report(self) -> Epoch:
         started = time.perf_counter()
@@ -296,8 +314,17 @@ class Sums:
         self.seconds = 0.0
 
     def add(self, losses: dict[str, Array], hits: Array, n: int) -> None:
-        self.totals = {name: self.totals.get(name, 0.0) + value for name, value in losses.items()}
-        self.hits = self.hits + hits
+        for name, value in losses.items():
+            total = self.totals.get(name)
+            if total is None:
+                self.totals[name] = value + 0.0  # memory of its own, in which the others are added
+            else:
+                total += value
+                self.totals[name] = total
+        self.hits += hits
+        self.count(n)
+
+    def count(self, n: int) -> None:
         self.steps += 1
         self.seen += n
 
@@ -306,6 +333,11 @@ class Sums:
 
     def accuracy(self) -> float:
         return float(self.hits) / self.seen if self.seen else 0.0
+
+
+def warn(text: str) -> None:
+    """Say on standard error what is wrong and does not end the training."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)  # above a progress bar
 
 
 def _bar(title: str, total: int, quiet: bool, initial: int = 0) -> tqdm:

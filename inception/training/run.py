@@ -20,9 +20,9 @@ from inception.data import Augment, Dataset, Loader, mean_and_std, open_data, sp
 from inception.models import create_model
 from inception.training import report
 from inception.training.alarms import Watchdog
-from inception.training.checkpoint import Checkpoint, CheckpointError, Keeper, restore, warn
+from inception.training.checkpoint import Checkpoint, CheckpointError, Keeper, restore
 from inception.training.log import Row, as_json, row_of
-from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate, predictions
+from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate, predictions, warn
 from inception.training.recipes import RECIPES, Recipe
 from inception.weights import check_place, save_weights
 from minigrad import Tensor, backend, num_threads, ops
@@ -45,6 +45,7 @@ class Run:
     save_every    steps between two checkpoints; there is one after every epoch anyway
     keep          how many of the last checkpoints stay; the best stays besides
     prefetch      batches to prepare ahead
+    graph         on a GPU: repeat the training step as one CUDA graph; a resumed run must be told anew
     tensorboard   write its events as well, in `out`
     report        draw the log and the predictions at the end, in `out`
     json          print JSON, one line an epoch and one for the result, instead of sentences
@@ -63,6 +64,7 @@ class Run:
     save_every: int = 200
     keep: int = 2
     prefetch: int = 2
+    graph: bool = False
     tensorboard: bool = False
     report: bool = True
     quiet: bool = False
@@ -134,7 +136,7 @@ _STORED: dict[str, tuple[type, ...]] = {
     "json": (bool,),
 }
 # What may be said anew when a run is resumed: where things are and how fast, nothing that changes the result.
-FREE = ("data", "weights", "save_every", "keep", "prefetch", "tensorboard", "report", "quiet", "json")
+FREE = ("data", "weights", "save_every", "keep", "prefetch", "graph", "tensorboard", "report", "quiet", "json")
 
 
 def resumed(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Run:
@@ -190,7 +192,8 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     classes = len(training_set.classes)
     built: dict[str, Any] = {"num_classes": classes, "aux_logits": options.aux_logits, "width": options.width}
     model = create_model(options.model, **built, seed=recipe.seed)
-    training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, quiet=quiet)
+    training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, graph=options.graph,
+                        quiet=quiet)  # fmt: skip
     averaged = training.average is not None
     about = {
         "model": options.model,

@@ -1,0 +1,195 @@
+"""The training step as one CUDA graph: captured once, then repeated by a single call of the host.
+
+A small network is over before the host has started its hundreds of kernels; a graph starts them all. It does again what
+was captured, on the same memory with the same arguments, so that whatever changes from step to step lies in memory that
+is written before each replay: the batch, the keys of random numbers, the numbers of optimizer and average. Losses are
+added up where they are read when somebody asks. Evaluation and everything else between two steps is as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inception.data import Batch
+from minigrad.backend import array_module, asarray, first_line
+from minigrad.errors import BackendError
+from minigrad.layout import empty_images, pixels
+from minigrad.nn import Module
+from minigrad.nn.module import observer
+from minigrad.random import StoredKey
+from minigrad.tensor import watcher
+
+if TYPE_CHECKING:
+    from inception.training.loop import Training
+
+WARM_UP = 3  # steps before the capture, in which kernels are compiled and tables are made
+
+
+class GraphedStep:
+    """`Training.take_step` with the same results, bit for bit.
+
+    The first steps are taken as ever, on a stream of their own; then one is captured, in memory that nothing else
+    gets. A step that cannot be captured, or a batch of another size, is taken as ever too.
+
+    warn   is told, once, why the steps are not captured
+    """
+
+    def __init__(self, training: Training, warn: Callable[[str], None]):
+        self.training, self.warn = training, warn
+        self.xp: Any = array_module(next(training.model.parameters()).data)
+        self.off = ""  # why no more captures are tried
+        self.warm_up = WARM_UP  # steps still to be taken before
+        self.batch: Any = None  # on the device: what the graph reads
+        self.drawing = [
+            (path, module)
+            for path, module in training.model.named_modules()
+            if type(module).take_key is not Module.take_key
+        ]
+        self.totals: dict[str, Any] = {}  # the epoch's sums, to which the graph adds
+        self.hits: Any = 0
+        self.graph: Any = None
+        self.pool: Any = None  # the memory of what the graph computes: nothing else, and as long as the graph
+        if self.xp is np:
+            self._give_up("the backend is numpy, and CUDA graphs are for a GPU (--backend cupy)")
+        else:
+            self.stream = self.xp.cuda.Stream(non_blocking=True)
+
+    @contextmanager
+    def on_its_stream(self) -> Iterator[None]:
+        """Within the block the GPU works on a stream of its own, since the usual one cannot be captured."""
+        if self.xp is np:
+            yield
+            return
+        outside = self.xp.cuda.get_current_stream()
+        self.stream.wait_event(outside.record())
+        with self.stream:
+            try:
+                yield
+            finally:
+                outside.wait_event(self.stream.record())
+
+    def take_step(self, batch: Batch) -> None:
+        """Forward, backward and update on a batch."""
+        training = self.training
+        if not self.off and (watcher.get() is not None or observer.get() is not None):
+            self._give_up("the model is being watched, and a replay calls no layer that could be seen")
+        if self.off or len(batch.labels) != training.loader.batch_size:
+            training.take_step(batch)
+            return
+        if self.batch is None:
+            self._make_room(batch)
+        self._write(batch)
+        if self.graph is None and self.warm_up:
+            self._hand_out()
+            training.compute(self.batch)
+            self.warm_up -= 1
+            self.totals, self.hits = training.sums.totals, training.sums.hits
+            return
+        self._adopt_sums()
+        if self.graph is None:
+            try:
+                self._capture()
+            except Exception as error:
+                self._give_up(str(error) if isinstance(error, BackendError) else first_line(error))
+                training.take_step(batch)
+                return
+        self._renew()
+        self.graph.launch()
+
+    def _give_up(self, reason: str) -> None:
+        self.off, self.graph, self.pool = reason, None, None
+        self.warn(f"the steps are not captured in a CUDA graph but taken one by one: {reason}")
+
+    # ---- Before each step ----
+
+    def _make_room(self, batch: Batch) -> None:
+        xp, n = self.xp, len(batch.labels)
+        images = empty_images(xp, batch.images.shape, batch.images.dtype)
+        self.batch = Batch(images, xp.empty(n, np.int64), xp.empty(n, np.int64))
+        self.keys = xp.empty(len(self.drawing), np.uint64)
+
+    def _write(self, batch: Batch) -> None:
+        """Write the batch, and the keys of this step, to where the graph reads them."""
+        pixels(self.batch.images)[...] = asarray(pixels(batch.images))
+        for there, here in ((self.batch.labels, batch.labels), (self.batch.rows, batch.rows)):
+            there.set(here.astype(np.int64, copy=False))
+        if self.drawing:
+            key = self.training.key.fold(self.training.step)
+            self.keys.set(np.array([key.fold(path).value for path, _ in self.drawing], np.uint64))
+
+    def _hand_out(self) -> None:
+        """Let every layer that draws random numbers read its key where `_write` writes it."""
+        for i, (_, module) in enumerate(self.drawing):
+            module.take_key(StoredKey(self.keys[i]), self.batch.rows)
+
+    def _adopt_sums(self) -> None:
+        """Let the epoch's sums be those to which the graph adds, with what they have so far."""
+        sums = self.training.sums
+        if sums.totals is not self.totals:
+            for name, total in self.totals.items():
+                total[...] = sums.totals.get(name, 0.0)
+            self.hits[...] = sums.hits
+            sums.totals, sums.hits = self.totals, self.hits
+
+    def _renew(self) -> None:
+        """Say what else is new in this step, and count it."""
+        training = self.training
+        for together, placed in self.launches:  # a step that was taken as ever has placed other gradients
+            together.placed = placed
+        training.optimizer.renew(**training.rates())
+        if training.average is not None:
+            training.average.renew(training.step)
+        training.sums.count(len(self.batch.labels))
+        for together, _ in self.launches:
+            together.upload()
+
+    # ---- Once ----
+
+    def _capture(self) -> None:
+        """Have a step recorded, which does nothing to the device, and to the host only what is undone here."""
+        training, cuda = self.training, self.xp.cuda
+        for path, module in training.model.named_modules():
+            if module.recompute:
+                raise BackendError(f"{path or 'the model'} is recomputed to save memory, and a graph takes more of it")
+        sums, average, slots = training.sums, training.average, training.optimizer.slots
+        if average is not None and not average.place():
+            average.together.upload()  # now, if there was no update yet: a table cannot be made in a capture
+        before = sums.steps, sums.seen, 0.0 if average is None else average.count, [slot.updates for slot in slots]
+        self._hand_out()
+        self.xp.get_default_memory_pool().free_all_blocks()  # the graph's memory is a step's once more
+        self.pool = cuda.MemoryPool(functools.partial(_memory, cuda))
+        try:
+            self.stream.begin_capture()
+            try:
+                with cuda.using_allocator(self.pool.malloc):
+                    training.compute(self.batch)
+            except BaseException:
+                with suppress(Exception):  # it says once more that the capture has failed
+                    self.stream.end_capture()
+                raise
+            self.graph = self.stream.end_capture()
+            self.graph.upload()
+        finally:
+            training.optimizer.zero_grad()
+            sums.steps, sums.seen, count, updates = before
+            if average is not None:
+                average.count = count
+            for slot, number in zip(slots, updates, strict=True):
+                slot.updates = number
+        owners = [owner for owner in (training.clip, training.optimizer, average) if owner is not None]
+        self.launches = [(owner.together, owner.together.placed) for owner in owners]
+
+
+def _memory(cuda: Any, size: int) -> Any:
+    """Memory for the graph's pool to grow by. Raises BackendError where there is none: at an error of CUDA's the pool
+    would give back what the graph has used before, and try again."""
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except Exception as error:
+        reason = "a graph has memory of its own, beside that of other steps, and too little is free"
+        raise BackendError(f"{reason}: {first_line(error)}") from None
