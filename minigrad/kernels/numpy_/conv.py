@@ -332,4 +332,5 @@ def conv_bn_relu_backward(
         return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
     of_filters = scale[:, None, None, None]
     dx, dw, db = both_gradients(source, x, weight * of_filters, window, needs_dx, True, with_bias)
-    return dx, dw * of_filters, None if db is None else db * scale, dgamma, dbeta
+    dw *= of_filters
+    return dx, dw, None if db is None else db * scale, dgamma, dbeta
