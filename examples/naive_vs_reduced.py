@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from subject import near_chance, told
@@ -30,14 +31,12 @@ COLOURS = {"naive": "#767676", "reduced": "#D55E00"}
 def modules(reduced: bool, channels: int, part: int = 1) -> nn.Sequential:
     """3a and 3b, all widths divided by `part`."""
     rows = [(64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)]  # 1×1, r3×3, 3×3, r5×5, 5×5, pool
-    blocks: list[Module] = []
+    blocks: list[Any] = []
     for row in rows:
         c1, r3, c3, r5, c5, pool = (width // part for width in row)
-        block = (
-            InceptionBlock(channels, c1, r3, c3, r5, c5, pool) if reduced else NaiveInceptionBlock(channels, c1, c3, c5)
-        )
-        blocks.append(block)
-        channels = block.out_channels
+        widths = (c1, r3, c3, r5, c5, pool) if reduced else (c1, c3, c5)
+        blocks.append((InceptionBlock if reduced else NaiveInceptionBlock)(channels, *widths))
+        channels = blocks[-1].out_channels
     return nn.Sequential(*blocks)
 
 
@@ -79,8 +78,7 @@ def main() -> None:
     rows: list[tuple[str, ...]] = [("3a and 3b at 28×28", "channels out", "parameters", "multiply-adds", "kept bytes")]
     costs = {}
     for name in COLOURS:
-        costs[name] = summary(modules(name == "reduced", 192), (192, 28, 28), depth=1)
-        cost = costs[name]
+        cost = costs[name] = summary(modules(name == "reduced", 192), (192, 28, 28), depth=1)
         counts = cost.rows[-1].output[0], cost.parameters, cost.multiply_adds, cost.saved_bytes
         rows.append((name, *(f"{count:,}" for count in counts)))
     print(columns(rows, left=1), "\n")
