@@ -50,17 +50,20 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         np.setbufsize(before)
 
 
+def block_bytes(total: int, budget: int) -> int:
+    """An eighth of the whole, to keep several cores busy, but between a quarter of the budget and all of it."""
+    return min(max(total // 8, budget // 4), budget)
+
+
 def cut(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256) -> list[Block]:
     """Cut n images of (rows, columns) into blocks: some whole images, or bands of one image.
 
     budget   bytes of a block
     least    pixels of a block, even if they take more than the budget: short products are slow
-
-    There are at least eight blocks where that leaves each its `least`, so that one image keeps several cores busy.
     """
     rows, columns = size
     area = rows * columns
-    wanted = max(min(budget // bytes_per_pixel, n * area // 8), least)  # pixels of one block
+    wanted = max(block_bytes(n * area * bytes_per_pixel, budget) // bytes_per_pixel, least)  # pixels of one block
     if wanted >= area:
         return [(part, slice(0, rows)) for part in even(n, wanted // area)]
     bands = even(rows, max(wanted // columns, 1))
@@ -79,7 +82,7 @@ def row_blocks(matrix: Array) -> list[slice]:
     """Cut the rows of a pixel matrix into blocks of about BLOCK_BYTES, a whole number of wide rows each."""
     n, c = matrix.shape
     grain = max(WIDE // c, 1)
-    wanted = max(min(BLOCK_BYTES // (c * matrix.itemsize), n // 8), 256)
+    wanted = max(block_bytes(matrix.nbytes, BLOCK_BYTES) // (c * matrix.itemsize), 256)
     step = -(-wanted // grain) * grain
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
@@ -93,7 +96,7 @@ def even(n: int, most: int) -> list[slice]:
 
 def repeated(vector: Array) -> Array:
     """A value per channel, repeated for so many pixels that a ufunc's inner loop gets long."""
-    return np.tile(vector, max(WIDE // len(vector), 1))
+    return vector[None].repeat(max(WIDE // len(vector), 1), axis=0).ravel()
 
 
 def widen(matrix: Array, *vectors: Array) -> tuple[Array, ...]:
@@ -115,8 +118,13 @@ def column_sums(matrix: Array, c: int | None = None) -> Array:
 
     c   the number of channels, where several pixels were seen as one row
     """
+    n, width = matrix.shape
+    if c is None and matrix.flags.c_contiguous:  # few rows, each long: less to add up one after the other in float32
+        repeat = pixels_in_a_row(n, max(WIDE // width, 1))
+        matrix = matrix.reshape(n // repeat, repeat * width)
     sums = ones(len(matrix), matrix.dtype) @ matrix
-    return sums if c is None or c == len(sums) else column_sums(sums.reshape(-1, c))
+    by_pixel = sums.reshape(-1, c or width)
+    return sums if len(by_pixel) == 1 else ones(len(by_pixel), sums.dtype) @ by_pixel
 
 
 @functools.lru_cache(maxsize=4096)
