@@ -50,7 +50,7 @@ class Subject(NamedTuple):
 def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     """The options that all examples have. `description` is the script's docstring."""
     words = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--weights", type=Path, default=Path("googlenet_small_shapes"),
+    words.add_argument("--weights", default="googlenet_small_shapes",
                        help="a trained model: a file, or the name of one that is shipped (%(default)s)")  # fmt: skip
     words.add_argument("--data", default="shapes", help="what to look at: see `python -m inception train --help`")
     words.add_argument("--out", type=Path, default=Path("runs") / out, help="folder for the drawings (%(default)s)")

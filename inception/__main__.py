@@ -21,7 +21,7 @@ from inception.export import export_onnx
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
-from inception.weights import WeightsError, check_place, find_weights, load_model, save_weights, shipped
+from inception.weights import WeightsError, check_place, find_weights, is_address, load_model, save_weights, shipped
 from minigrad import no_grad, ops
 from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
 from minigrad.errors import MinigradError, did_you_mean, no_such
@@ -212,8 +212,8 @@ def _value(value: Any) -> str:
 # ---- evaluate ----
 
 
-def _evaluate(weights: Path, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
-    network, about = load_model(find_weights(weights), model)
+def _evaluate(weights: str, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
+    network, about = load_model(find_weights(weights, quiet=quiet or json), model)
     prepared = Preprocessing.of(about)
     dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
@@ -257,9 +257,9 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "weights",
-        type=Path,
         metavar="WEIGHTS",
-        help="a file that training has written, a checkpoint, or the name of a shipped model",
+        help="a file that training has written, a checkpoint, the name of a shipped model, or an address to "
+        "download from: https://…#sha256=DIGITS",
     )
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
@@ -273,16 +273,17 @@ def _add_evaluate(commands: Any) -> None:
 _WEIGHTS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt")
 
 
-def _predict(weights: Path | None, pictures: list[Path], model: str | None, top: int, quiet: bool, json: bool) -> int:
+def _predict(weights: str | None, pictures: list[str], model: str | None, top: int, quiet: bool, json: bool) -> int:
     _at_least("--top", top, 1)
-    if weights is None and pictures[0].suffix in _WEIGHTS:
+    if weights is None and (Path(pictures[0]).suffix in _WEIGHTS or is_address(pictures[0])):
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")
-    network, about = load_model(shipped() if weights is None else find_weights(weights), model)
+    file = shipped() if weights is None else find_weights(weights, quiet=quiet or json)
+    network, about = load_model(file, model)
     prepared = Preprocessing.of(about)
     unreadable = 0
-    for path in find_pictures(pictures):
+    for path in find_pictures([Path(place) for place in pictures]):
         try:
             picture = prepared.read(path)
         except DataError as error:
@@ -318,13 +319,16 @@ def _add_predict(commands: Any) -> None:
         "examples:\n"
         "  python -m inception predict picture.png                               by the model that comes with it\n"
         "  python -m inception predict runs/weights.npz picture.png directory/   by one of yours\n"
-        "  python -m inception predict googlenet-1378be20.pth picture.png        by torchvision's, as it is",
+        "  python -m inception predict googlenet-1378be20.pth picture.png        by torchvision's, as it is\n"
+        "  python -m inception predict https://download.pytorch.org/models/googlenet-1378be20.pth picture.png",
         usage="%(prog)s [options] [WEIGHTS] PICTURE|DIR …",
     )
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE|DIR",
-                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}")  # fmt: skip
-    parser.add_argument("--weights", type=Path, default=None, metavar="FILE|NAME",
-                        help="weights, or the name of a shipped model (default: the shipped one)")  # fmt: skip
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE|DIR",
+                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}, or their "
+                        "address")  # fmt: skip
+    parser.add_argument("--weights", default=None, metavar="FILE|NAME|ADDRESS",
+                        help="weights, the name of a shipped model, or an address to download from, "
+                        "https://…#sha256=DIGITS (default: the shipped one)")  # fmt: skip
     _add_foreign(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default: 5)")
 
@@ -350,10 +354,10 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
         options = {"num_classes": len(classes), "aux_logits": network.aux_logits}
         known: dict[str, Any] = {"model": source, "options": options, "classes": classes, "size": [side, side],
                                  "mean": half, "std": half, "weights": "fresh, not trained"}  # fmt: skip
-    elif not Path(source).suffix and not Path(source).exists():
+    elif not (Path(source).suffix or Path(source).exists() or is_address(source)):
         raise WeightsError(no_such("file and no model", source, list_models()))
     else:
-        network, known = load_model(Path(source), model)
+        network, known = load_model(find_weights(source, quiet=quiet or json), model)
     known |= _description(about, len(known["classes"])) if about else {}
     check_place(to)
     if to.suffix == ".onnx":
@@ -404,7 +408,11 @@ def _add_export(commands: Any) -> None:
         "  python -m inception export runs/weights.npz --to model.onnx\n"
         "  python -m inception export googlenet-1378be20.pth --to googlenet.safetensors --about imagenet.json",
     )
-    parser.add_argument("source", metavar="WEIGHTS|MODEL", help="a file, or a network with fresh weights")
+    parser.add_argument(
+        "source",
+        metavar="WEIGHTS|MODEL",
+        help="a file, its address (https://…#sha256=DIGITS), or a network, with fresh weights",
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".onnx, .safetensors, .pth or .npz")
     parser.add_argument("--size", type=int, default=None, metavar="S",
                         help="ONNX: side of the pictures, pixels (default: that of the weights)")  # fmt: skip

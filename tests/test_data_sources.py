@@ -21,7 +21,6 @@ from inception.data import (
     DataError,
     Dataset,
     Loader,
-    download,
     load_arrays,
     load_cifar10,
     load_cifar100,
@@ -30,8 +29,10 @@ from inception.data import (
     open_data,
     pictures,
     read_picture,
+    sources,
     split,
 )
+from inception.data.cifar import CIFAR10, CIFAR100
 from minigrad import num_threads, set_num_threads
 from minigrad.random import Key, integers
 
@@ -155,9 +156,9 @@ def test_cifar_by_name_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     archive = packed(write(tmp_path / "folder"), tmp_path / "a.tar.gz", prefix)
     asked = []
-    monkeypatch.setattr(download, "fetch", lambda archives, quiet: asked.append((archives, quiet)) or archive)
+    monkeypatch.setattr(sources, "fetch", lambda archives, quiet: asked.append((archives, quiet)) or archive)
     train, test = open_data(name, quiet=True)
-    assert asked == [(download.CIFAR10 if name == "cifar10" else download.CIFAR100, True)]
+    assert asked == [(CIFAR10 if name == "cifar10" else CIFAR100, True)]
     assert len(train.classes) == int(name[5:])
     assert len(train) > len(test) or name == "cifar100"
 

