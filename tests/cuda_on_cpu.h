@@ -147,6 +147,7 @@ TYPE(float*, "float32 array") TYPE(const float*, "float32 array")
 TYPE(double*, "float64 array") TYPE(const double*, "float64 array")
 TYPE(signed char*, "int8 array") TYPE(const signed char*, "int8 array")
 TYPE(const unsigned char*, "uint8 array") TYPE(const int*, "int32 array") TYPE(const long long*, "int64 array")
+TYPE(const unsigned long long*, "uint64 array")
 
 template <auto kernel> struct Kernel;
 template <typename... A, void (*kernel)(A...)> struct Kernel<kernel> {

@@ -23,7 +23,7 @@ CONVOLUTIONS = ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_backward")
 WINDOWED = (*CONVOLUTIONS, "max_pool", "max_pool_dx", "avg_pool", "avg_pool_dx")
 PER_CHANNEL = ("statistics", "batch_norm", "batch_norm_dx", "lrn", "lrn_dx")
 FUSED = ("conv2d_relu", "conv2d_statistics", "conv_bn_relu_backward")
-TABLE = (*WINDOWED, "max_pool_winners", *FUSED, *PER_CHANNEL, "cross_entropy", "matmul", "concat", "add")
+TABLE = (*WINDOWED, "max_pool_winners", *FUSED, *PER_CHANNEL, "cross_entropy", "matmul", "concat", "add", "dropout")
 LAYOUTS = ("channels_last", "c_order", "sliced", "reversed")
 PROBABILITY = 1.0  # the scale of p − target, however small the difference
 TOLERANCE = {"float32": 5e-6, "float64": 1e-12}  # of the largest value of a result
@@ -86,6 +86,9 @@ def arguments(case: Case) -> tuple[Any, ...]:
         return ([data(f"x{i}", (shape[0], c, *shape[2:])) for i, c in enumerate(options)],)
     if case.name == "add":
         return x, data("b", shape), None
+    if case.name == "dropout":
+        p, named = options
+        return x, p, Key(3), integers(Key(4), 50_000, shape[0]) if named else None
     if case.name in ("statistics", "lrn"):
         return (x, *options)
     if case.name == "lrn_dx":
@@ -250,6 +253,7 @@ ONE_OF_EACH = [
     Case("matmul"),
     Case("concat", options=(3, 1, 5)),
     Case("add"),
+    *(Case("dropout", options=(0.4, named)) for named in (True, False)),
 ]
 
 
@@ -316,6 +320,11 @@ LARGE = [
         for shape in ((1, 32, 111, 127), (17, 64, 28, 28))
     ),
     Case("cross_entropy", (515, 1000), options=(1.0, 0.1)),
+    *(
+        Case("dropout", shape, options=(0.7, named))
+        for shape in ((131, 1024), (3, 40, 28, 28))
+        for named in (True, False)
+    ),
 ]
 
 

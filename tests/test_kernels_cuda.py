@@ -31,7 +31,7 @@ from minigrad.backend import to_host
 from minigrad.errors import ShapeError
 from minigrad.kernels import cupy_, reference
 from minigrad.layout import Window, images, pixels
-from minigrad.random import Key, integers
+from minigrad.random import Key, StoredKey, integers
 
 on_cupy = pytest.mark.parametrize(("xp", "k"), [p for p in BACKENDS if p.values[0] != "numpy"], indirect=True)
 
@@ -146,13 +146,30 @@ def test_augment_is_the_loop_over_pixels(
     np.testing.assert_array_equal(to_host(result), wanted)
 
 
+@on_cupy
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("shape", [(), (5,), (4, 6), (2, 3, 5), (2, 3, 4, 5), (2, 1, 2, 2, 3)], ids=str)
+def test_dropout_takes_any_shape_and_stored_keys(k: Any, xp: Any, shape: tuple[int, ...], named: bool) -> None:
+    if named and not shape:
+        return
+    x, key = xp.asarray(data("x", shape)), Key(5)
+    rows = np.arange(shape[0])[::-1] * 7 if named else None
+    wanted = reference.dropout(to_host(x), 0.3, key, rows)
+    stored = StoredKey(xp.asarray(np.uint64(key.value)))
+    for name in (key, stored):
+        for numbers in (rows, None if rows is None else xp.asarray(rows)):  # from the host they are uploaded
+            y = k.dropout(x, 0.3, name, numbers)
+            assert y.shape == x.shape
+            np.testing.assert_allclose(to_host(y), wanted, rtol=1e-15)
+
+
 def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
     """For an A100 and an H100, in the types of training and the widest; a register kept in memory is slow."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc to compile for sm_80 and sm_90")
     sources = sorted(path.stem for path in Path(cupy_.__file__).with_name("cuda").glob("*.cu"))
-    assert len(sources) == 7
+    assert len(sources) == 8
     for arch, choices in (
         ("sm_80", ("f", "i", 4)),
         ("sm_90", ("f", "i", 4)),

@@ -56,6 +56,8 @@ Sizes have been checked by the op that calls.
         channels side by side
     add(a, b, out) -> a + b
         gradients that meet; written into `out`, which may be a or b, unless it is None
+    dropout(x, p, key, rows) -> y
+        x / (1 − p), or 0 where random.uniform(key, x.shape, rows=rows) < p; the same key drops the same elements
 
 `window` is a `minigrad.layout.Window`.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from minigrad.backend import array_module, capturing
 from minigrad.errors import ShapeError
 from minigrad.kernels.cublas import product
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, memory_order, pixels
+from minigrad.random import Key, StoredKey
 
 # A k×k patch matrix is k² times its input, 4 GB for a layer of GoogLeNet at batch 128: blocks of images keep it below
 # this, which is far more than it takes to fill a GPU.
@@ -463,6 +465,19 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         xp.add(*(x.transpose(0, 2, 3, 1) for x in (a, b)), out=out.transpose(0, 2, 3, 1))
         return out
     return xp.add(a, b, out=out)
+
+
+def dropout(x: Array, p: float, key: Key, rows: Array | None) -> Array:
+    """One pass; every element works out its own random number."""
+    xp, n = array_module(x), x.shape[0] if x.ndim else 1
+    grid = x if x.ndim == 4 else x.reshape(n, math.prod(x.shape[1:]), 1, 1)
+    value: Any = key.value
+    stream = value.reshape(1) if isinstance(key, StoredKey) else xp.full(1, value, np.uint64)
+    numbers = stream.view(np.int64) if rows is None else xp.ascontiguousarray(xp.asarray(rows), np.int64)
+    given, ld, y = *matrix(grid), empty_matrix(grid)
+    sizes = *y.shape, math.prod(grid.shape[2:])
+    launch("dropout", "dropout", x, *y.shape, given, ld, stream, numbers, rows is not None, float(p), y, *sizes)
+    return images(y, n, *grid.shape[2:]).reshape(x.shape)
 
 
 # ---- Pictures: not in the table, as the host does better with slices of one picture at a time ----

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from minigrad.layout import Array, Window, channels_last
+from minigrad.random import Key, uniform
 
 Cell = tuple[int, int, int, int]
 
@@ -341,3 +342,13 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
         return channels_last(np, a + b)
     out[...] = a + b
     return out
+
+
+def dropout(x: Array, p: float, key: Key, rows: Array | None) -> Array:
+    """y[i] = x[i] / (1 − p) if u[i] ≥ p else 0,   u[i] the random number of element i in the order of the axes"""
+    (x64,) = double(x)
+    y, u = np.zeros(x.shape), uniform(key, x.shape, rows=rows)
+    for i in np.ndindex(x.shape):
+        if u[i] >= p:
+            y[i] = x64[i] / (1 - p)
+    return rounded(y, x)

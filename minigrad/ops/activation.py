@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from minigrad.backend import array_module
 from minigrad.errors import MinigradError
+from minigrad.kernels import kernels
 from minigrad.layout import Array, elementwise
-from minigrad.random import Key, uniform
+from minigrad.random import Key
 from minigrad.tensor import Tensor, check_alike, record
 
 
@@ -27,20 +28,16 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
     rows     (N,) ints or None: the identity of each row of x, for example its picture's index in the data set;
              the mask of a row then does not depend on its place in the batch
     returns  x's shape
-    saves    the mask
+    saves    nothing: the same key drops the same values of dy
     raises   MinigradError if p is not in [0, 1)
     source   Srivastava et al.: Dropout, JMLR 15, 2014
     """
     check_alike("dropout", x)
     check_probability(p)
-    if p == 0:
+    if p == 0 or x.size == 0:
         return x
-    xp = array_module(x.data)
-    mask = (uniform(key, x.shape, rows=rows, xp=xp) >= p).astype(x.dtype)
-    mask *= 1 / (1 - p)
-    return record(
-        "dropout", elementwise(xp.multiply, x.data, mask), (x,), lambda dy: elementwise(xp.multiply, dy, mask)
-    )
+    k = kernels(x.data)
+    return record("dropout", k.dropout(x.data, p, key, rows), (x,), lambda dy: k.dropout(dy, p, key, rows))
 
 
 def check_probability(p: float) -> None:

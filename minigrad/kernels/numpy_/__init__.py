@@ -28,7 +28,8 @@ from minigrad.kernels.numpy_.conv import (
 )
 from minigrad.kernels.numpy_.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, statistics
 from minigrad.kernels.numpy_.pool import avg_pool, avg_pool_dx, max_pool, max_pool_dx, max_pool_winners
-from minigrad.layout import Array, empty_images
+from minigrad.layout import Array, elementwise, empty_images
+from minigrad.random import Key, uniform
 
 __all__ = [
     "add",
@@ -45,6 +46,7 @@ __all__ = [
     "conv2d_statistics",
     "conv_bn_relu_backward",
     "cross_entropy",
+    "dropout",
     "lrn",
     "lrn_dx",
     "matmul",
@@ -93,3 +95,9 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 
     each(block, cut(len(a), a.shape[2:], a.itemsize * a.shape[1], BLOCK_BYTES))
     return total
+
+
+def dropout(x: Array, p: float, key: Key, rows: Array | None) -> Array:
+    scale = (uniform(key, x.shape, rows=rows) >= p).astype(x.dtype)
+    scale *= 1 / (1 - p)
+    return elementwise(np.multiply, x, scale)
