@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kernel_cases import (
     LARGE,
     TOLERANCE,
@@ -20,7 +22,7 @@ from kernel_cases import (
 
 from minigrad import threads
 from minigrad.kernels import kernels, numpy_
-from minigrad.kernels.numpy_ import winograd
+from minigrad.kernels.numpy_ import blocks, winograd
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
@@ -62,6 +64,40 @@ def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken(case._replace(shape=(1, 64, 7, 7))) == []  # few pixels
     assert taken(case._replace(stride=2)) == []
     assert taken(case._replace(kernel=(1, 3), padding=(0, 1))) == []
+
+
+@given(n=st.integers(1, 300), rows=st.integers(1, 130), columns=st.integers(1, 130), pixel=st.integers(4, 20_000))
+def test_blocks_are_all_of_the_work_and_neither_large_nor_small(n: int, rows: int, columns: int, pixel: int) -> None:
+    budget, least = 1 << 20, 256
+    parts = blocks.cut(n, (rows, columns), pixel, budget, least)
+    covered = np.zeros((n, rows), int)
+    for part in parts:
+        covered[part] += 1
+    assert (covered == 1).all()
+    sizes = [(images.stop - images.start) * (band.stop - band.start) * columns for images, band in parts]
+    most = max(budget // pixel, least)
+    assert max(sizes) <= max(most, columns)  # a row is never cut
+    if len(parts) > 1:  # parts of nearly equal size, of which a whole image or row may be missing
+        assert max(sizes) * pixel >= (budget // 4 - rows * columns * pixel) // 2
+
+
+@given(n=st.integers(1, 100_000), c=st.integers(1, 300))
+def test_blocks_of_rows_are_all_of_them(n: int, c: int) -> None:
+    matrix = np.broadcast_to(np.float32(0), (n, c))
+    parts = blocks.row_blocks(matrix)
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == n
+    assert len({part.stop - part.start for part in parts[:-1]}) <= 1
+    assert len(parts) == 1 or (parts[0].stop + 1) * c * 4 > blocks.BLOCK_BYTES // 4
+
+
+@given(
+    n=st.integers(1, 5000), c=st.integers(1, 70), dtype=st.sampled_from(["float32", "float64"]), narrow=st.booleans()
+)
+def test_column_sums(n: int, c: int, dtype: str, narrow: bool) -> None:
+    matrix = (np.arange(n)[:, None] % 7 + np.arange(c + 1)).astype(dtype)  # small integers: no rounding
+    matrix = matrix[:, 1:] if narrow else np.ascontiguousarray(matrix[:, 1:])
+    np.testing.assert_array_equal(blocks.column_sums(matrix), matrix.sum(0))
 
 
 @pytest.fixture
