@@ -113,6 +113,13 @@ def pixels_in_a_row(n: int, most: int) -> int:
     return next(repeat for repeat in range(min(n, most), 0, -1) if n % repeat == 0)
 
 
+def multiply(a: Array, b: Array, total: Array, *, add: bool) -> None:
+    """total = a · b; += if `add`."""
+    product = np.matmul(a, b, out=scratch("product", total.shape, total.dtype) if add else total)
+    if add:
+        total += product
+
+
 def column_sums(matrix: Array, c: int | None = None) -> Array:
     """Σ over rows, as a product with ones: BLAS reads a matrix several times faster than ufunc.reduce does.
 

@@ -30,6 +30,7 @@ from minigrad.kernels.numpy_.blocks import (
     cut,
     each,
     matrix,
+    multiply,
     repeated,
     row_blocks,
     rows,
@@ -131,14 +132,14 @@ def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bia
     (kh, kw), c = window.kernel, x.shape[1]
     parts = cut(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
     lanes = min(LANES, len(parts))
-    dw = np.zeros((lanes, kh * kw * c, o), x.dtype)
+    dw = np.empty((lanes, kh * kw * c, o), x.dtype)
     db = np.zeros((lanes, o), x.dtype)
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
             patches = im2col(partial(rows, x), window, part)  # (pixels, KH·KW·C)
             dy = matrix(upstream(part))  # (pixels, O)
-            dw[i] += product_of_transposed(patches, dy)
+            product_of_transposed(patches, dy, dw[i], add=part is not parts[i])
             if with_bias:
                 db[i] += column_sums(dy)
 
@@ -168,13 +169,13 @@ def both_gradients(
     dx = empty_images(np, x.shape, x.dtype)
     parts = cut(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
     lanes = min(LANES, len(parts))
-    dw, db = np.zeros((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
+    dw, db = np.empty((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
             dy_patches = im2col(upstream, mirror, part)  # (pixels of x, KH·KW·O)
             product(dy_patches, turned, pixels(dx[part[0], :, part[1]]))
-            dw[i] += product_of_transposed(dy_patches, pixels(x[part[0], :, part[1]]))
+            product_of_transposed(dy_patches, pixels(x[part[0], :, part[1]]), dw[i], add=part is not parts[i])
             if with_bias:
                 db[i] += column_sums(dy_patches[:, itself])
 
@@ -216,12 +217,17 @@ def product(a: Array, b: Array, out: Array) -> None:
     np.matmul(stack(a, piece), b, out=stack(out, piece))
 
 
-def product_of_transposed(a: Array, b: Array) -> Array:
-    """aᵀ · b, for tall a (rows, K) and b (rows, O)."""
+def product_of_transposed(a: Array, b: Array, total: Array, *, add: bool) -> None:
+    """total = aᵀ · b, for tall a (rows, K) and b (rows, O); += if `add`."""
     piece = piece_length(len(a), a.shape[1] * b.shape[1])
     if piece == len(a):
-        return a.T @ b
-    return np.matmul(stack(a, piece).transpose(0, 2, 1), stack(b, piece)).sum(0)
+        multiply(a.T, b, total, add=add)
+        return
+    products = np.matmul(stack(a, piece).transpose(0, 2, 1), stack(b, piece))
+    if add:
+        total += products.sum(0)
+    else:
+        products.sum(0, out=total)
 
 
 def stack(matrix: Array, piece: int) -> Array:

@@ -46,6 +46,7 @@ from minigrad.kernels.numpy_.blocks import (
     cut,
     each,
     even,
+    multiply,
     repeated,
     scratch,
     widen,
@@ -94,7 +95,7 @@ def conv2d_backward(
     dx = empty_images(np, x.shape, x.dtype)
     parts = tile_blocks(len(x), window.input, x.itemsize * (o + c))
     lanes = min(LANES, len(parts))
-    du, db = np.zeros((lanes, *u.shape), x.dtype), np.zeros((lanes, o), x.dtype)
+    du, db = empty(np, (lanes, *u.shape), x.dtype), np.zeros((lanes, o), x.dtype)
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
@@ -102,7 +103,7 @@ def conv2d_backward(
             m = np.matmul(v, u, out=scratch("m", (16, v.shape[1], c), v.dtype))  # (16, tiles, C)
             outputs(m, dx, part)
             dm = output_gradients(x, part, m)
-            du[i] += np.matmul(v.transpose(0, 2, 1), dm, out=scratch("du", u.shape, v.dtype))
+            multiply(v.transpose(0, 2, 1), dm, du[i], add=part is not parts[i])
             if with_bias:
                 db[i] += column_sums(pixels(dy[part[0], :, twice(part[1])]))
 
