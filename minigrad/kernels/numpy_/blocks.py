@@ -35,6 +35,7 @@ Block = tuple[slice, slice]  # some images, and some rows of their output
 # What a kernel reads its input from: asked for a block, it gives (images, rows, columns, C). `partial(rows, x)` gives a
 # part of the array x; `norm.through_batch_norm` makes one that computes the block when it is asked.
 Source = Callable[[Block], Array]
+Finish = Callable[[int, Array], None]  # takes a block's number and its pixels (rows, C), to read or to overwrite
 BYTE = np.dtype(np.int8)
 
 

@@ -9,12 +9,11 @@ Forward, patches of x times filters, is `correlate`. Backward goes one of three 
 
 A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
 gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never
-stored. Winograd's tiles read a pixel up to four times, so there it is.
+stored. `finish` sees a block of the result before it leaves the cache, for its statistics or its ReLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,6 +23,7 @@ from minigrad.kernels.numpy_.blocks import (
     LANES,
     PATCH_BYTES,
     Block,
+    Finish,
     Source,
     by_image,
     column_sums,
@@ -32,15 +32,12 @@ from minigrad.kernels.numpy_.blocks import (
     matrix,
     multiply,
     repeated,
-    row_blocks,
     rows,
     scratch,
     widen,
 )
-from minigrad.kernels.numpy_.norm import Moments, merged, moments, stored, through_batch_norm
+from minigrad.kernels.numpy_.norm import Moments, merged, moments, through_batch_norm
 from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
-
-Finish = Callable[[int, Array], None]  # takes a block's number and its pixels (rows, O), to read or to overwrite
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
@@ -49,25 +46,17 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array
 
 
 def convolved(x: Array, weight: Array, bias: Array | None, window: Window, finish: Finish | None = None) -> Array:
-    """The convolution, by the way that its sizes favour; then `finish` on every block of the result."""
-    if not winograd.pays(x.shape, len(weight), window):
-        return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
-    y = winograd.conv2d(x, weight, bias, window)
-    if finish is not None:
-        out = pixels(y)
-        parts = row_blocks(out)
-        each(lambda i: finish(i, out[parts[i]]), range(len(parts)))
-    return y
+    """The convolution, by the way that its sizes favour."""
+    if winograd.pays(x.shape, len(weight), window):
+        return winograd.conv2d(x, weight, bias, window, finish)
+    return correlate(partial(rows, x), len(x), x.dtype, filter_columns(weight), bias, window, finish)
 
 
 def correlate(
     source: Source, n: int, dtype: np.dtype, filters: Array, bias: Array | None, window: Window,
     finish: Finish | None = None,
 ) -> Array:  # fmt: skip
-    """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O).
-
-    finish   called while the block is in the cache
-    """
+    """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O)."""
     y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
     parts = cut(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
 
@@ -100,9 +89,16 @@ def conv2d_backward(
     dy: Array, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The way that the sizes favour"""
+    return gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
+
+
+def gradients(
+    upstream: Source, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dx, dw, db, by the way that the sizes favour."""
     if needs_dx and needs_dw and max(window.padding) <= 1 and winograd.pays(x.shape, len(weight), window):
-        return winograd.conv2d_backward(dy, x, weight, window, with_bias)
-    return both_gradients(partial(rows, dy), x, weight, window, needs_dx, needs_dw, with_bias)
+        return winograd.conv2d_backward(upstream, x, weight, window, with_bias)
+    return both_gradients(upstream, x, weight, window, needs_dx, needs_dw, with_bias)
 
 
 def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, window: Window) -> Array:
@@ -333,10 +329,7 @@ def conv_bn_relu_backward(
 ) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
     """One pass over dz and y for the sums; a second where the convolution's backward reads its gradient from them"""
     source, scale, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
-    if winograd.pays(x.shape, len(weight), window):
-        dy = stored(source, scale, y)
-        return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
     of_filters = scale[:, None, None, None]
-    dx, dw, db = both_gradients(source, x, weight * of_filters, window, needs_dx, True, with_bias)
+    dx, dw, db = gradients(source, x, weight * of_filters, window, needs_dx, True, with_bias)
     dw *= of_filters
     return dx, dw, None if db is None else db * scale, dgamma, dbeta

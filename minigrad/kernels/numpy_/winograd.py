@@ -42,12 +42,16 @@ from minigrad.kernels.numpy_.blocks import (
     LANES,
     PATCH_BYTES,
     Block,
+    Finish,
+    Source,
     column_sums,
     cut,
     each,
     even,
+    matrix,
     multiply,
     repeated,
+    rows,
     scratch,
     widen,
 )
@@ -67,26 +71,31 @@ def pays(x_shape: tuple[int, ...], filters: int, window: Window) -> bool:
     return min(x_shape[1], filters) >= 48 and saved >= 1500  # to transform the pair's g takes as long as 1,000 or so
 
 
-def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, finish: Finish | None = None) -> Array:
     """y = Aᵀ[(BᵀxB) ⊙ (GgGᵀ)]A, block by block"""
     u = filter_planes(weight.transpose(2, 3, 1, 0).reshape(9, *weight.shape[1::-1]))  # (16, C, O)
     y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
     bias_row = None if bias is None else repeated(bias)
+    parts = tile_blocks(len(x), window.output, x.itemsize * sum(u.shape[1:]))
 
-    def block(part: Block) -> None:
-        v = input_planes(x, window, part)  # (16, tiles, C)
+    def block(i: int) -> None:
+        images, band = parts[i]
+        inner, seen = rows_of_tiles(window, parts[i])
+        v = input_planes(rows(x, (images, seen)), inner, window, parts[i])  # (16, tiles, C)
         m = np.matmul(v, u, out=scratch("m", (16, v.shape[1], u.shape[2]), v.dtype))  # (16, tiles, O)
         if bias_row is not None:
             wide, b = widen(m[4 * 1 + 1], bias_row)  # cell (1, 1): its product is in all four outputs, once
             wide += b
-        outputs(m, y, part)
+        outputs(m, y, parts[i])
+        if finish is not None:
+            finish(i, pixels(y[images, :, twice(band)]))
 
-    each(block, tile_blocks(len(x), window.output, x.itemsize * sum(u.shape[1:])))
+    each(block, range(len(parts)))
     return y
 
 
 def conv2d_backward(
-    dy: Array, x: Array, weight: Array, window: Window, with_bias: bool
+    upstream: Source, x: Array, weight: Array, window: Window, with_bias: bool
 ) -> tuple[Array, Array, Array | None]:
     """dx, dw, db of a convolution with a padding of 0 or 1, so that dy is no larger than x."""
     (o, c), (ph, pw) = weight.shape[:2], window.padding
@@ -99,13 +108,16 @@ def conv2d_backward(
 
     def lane(i: int) -> None:
         for part in parts[i::lanes]:
-            v = input_planes(dy, mirror, part)  # (16, tiles, O)
+            inner, seen = rows_of_tiles(mirror, part)
+            dy = upstream((part[0], seen))  # (images, rows, columns, O)
+            v = input_planes(dy, inner, mirror, part)  # (16, tiles, O)
             m = np.matmul(v, u, out=scratch("m", (16, v.shape[1], c), v.dtype))  # (16, tiles, C)
             outputs(m, dx, part)
             dm = output_gradients(x, part, m)
             multiply(v.transpose(0, 2, 1), dm, du[i], add=part is not parts[i])
             if with_bias:
-                db[i] += column_sums(pixels(dy[part[0], :, twice(part[1])]))
+                own = slice(2 * part[1].start - seen.start, 2 * part[1].stop - seen.start)  # no block sees less
+                db[i] += column_sums(matrix(dy[:, own]))
 
     each(lane, range(lanes))
     return dx, filter_gradients(du), db.sum(0) if with_bias else None
@@ -153,21 +165,27 @@ def input_sums(d: Sequence[Array], out: Sequence[Array]) -> None:
     np.subtract(d[3], d[1], out=out[3])
 
 
-def input_planes(x: Array, window: Window, part: Block) -> Array:
-    """BᵀdB of the tiles in a block: (16, tiles, C)."""
-    source = x[part[0]].transpose(0, 2, 3, 1)
-    (n, rows, columns), c = extent(part, window.output), x.shape[1]
-    (height, width), (ph, pw) = window.input, window.padding
-    band = scratch("band", (2, n, 2 * rows + 2, columns + 1, c), x.dtype)  # even and odd columns, zeros around them
-    down, seen_rows = inside(2 * part[1].start - ph, 1, 2 * rows + 2, height)
-    band[:, :, : down.start], band[:, :, down.stop :] = 0, 0
+def rows_of_tiles(window: Window, part: Block) -> tuple[slice, slice]:
+    """Which of the rows that a block's tiles cover are inside the image: among them, and in the image."""
+    count = 2 * (part[1].stop - part[1].start) + 2
+    return inside(2 * part[1].start - window.padding[0], 1, count, window.input[0])
+
+
+def input_planes(seen: Array, inner: slice, window: Window, part: Block) -> Array:
+    """BᵀdB of the tiles in a block: (16, tiles, C).
+
+    seen, inner   the image's pixels that they see, (images, rows, columns, C), and where these are: `rows_of_tiles`
+    """
+    (n, rows, columns), c = extent(part, window.output), seen.shape[3]
+    band = scratch("band", (2, n, 2 * rows + 2, columns + 1, c), seen.dtype)  # even and odd columns, zeros around them
+    band[:, :, : inner.start], band[:, :, inner.stop :] = 0, 0
     for odd, half in enumerate(band):
-        across, seen_columns = inside(odd - pw, 2, columns + 1, width)
+        across, seen_columns = inside(odd - window.padding[1], 2, columns + 1, window.input[1])
         half[:, :, : across.start], half[:, :, across.stop :] = 0, 0
-        half[:, down, across] = source[:, seen_rows, seen_columns]
-    sums = scratch("sums", (4, 2, n, rows, columns + 1, c), x.dtype)  # Bᵀd
+        half[:, inner, across] = seen[:, :, seen_columns]
+    sums = scratch("sums", (4, 2, n, rows, columns + 1, c), seen.dtype)  # Bᵀd
     input_sums([band[:, :, i : i + 2 * rows - 1 : 2] for i in range(4)], sums)
-    planes = scratch("planes", (4, 4, n, rows, columns, c), x.dtype)
+    planes = scratch("planes", (4, 4, n, rows, columns, c), seen.dtype)
     even_odd = [sums[:, j % 2, :, :, j // 2 : j // 2 + columns] for j in range(4)]  # column j of each tile
     input_sums(even_odd, planes.swapaxes(0, 1))
     return planes.reshape(16, n * rows * columns, c)
