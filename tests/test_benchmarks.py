@@ -479,7 +479,8 @@ NO_GPU = "Error: Target application terminated before first instrumented API cal
         (f"compute-sanitizer: {CLEAN}", 0, {"clean": False, "why": "no test has passed under it"}),
         (f"3 skipped in 1.20s\ncompute-sanitizer: {CLEAN}", 0, {"clean": False, "counts": {"skipped": 3}}),
         (f"1 failed, 3 passed in 1.20s\ncompute-sanitizer: Target application returned an error\n"
-         f"compute-sanitizer: {CLEAN}", 1, {"clean": False, "errors": 0, "why": "exit code 1: Target application returned an error"}),
+         f"compute-sanitizer: {CLEAN}", 1,
+         {"clean": False, "errors": 0, "why": "exit code 1: Target application returned an error"}),
         (f"compute-sanitizer: COMPUTE-SANITIZER\ncompute-sanitizer: {NO_GPU}", 255,
          {"clean": False, "errors": None, "counts": {}, "not_launched": None, "why": f"exit code 255: {NO_GPU}"}),
         ("", -9, {"clean": False, "why": "exit code -9: it said nothing"}),
