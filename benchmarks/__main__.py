@@ -14,6 +14,8 @@
         compare        beside PyTorch: both memory formats, float32, TF32, bf16, eager and as CUDA graphs
         profile        where a step's time goes: kernels, launches, layers, and how far the host holds the GPU up
         tests          pytest -m gpu
+        memory_check   the tests of all kernels under NVIDIA's compute-sanitizer: accesses outside of arrays, races,
+                       reads of what was never written
 
 Every network runs in a process of its own, ours and the peers' in turn, with the same number of threads. A ratio is
 our time over the peer's, the median over the rounds: below 1 we are faster. Use a machine that does nothing else.
@@ -22,30 +24,20 @@ our time over the peer's, the median over the rounds: below 1 we are faster. Use
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import io
 import json
-import os
-import re
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from benchmarks import plots
+from benchmarks.gpu_parts import GPU_BATCH, GPU_PARTS, GPU_SECONDS, also_in, draw, gpu_properties, measure_gpu_parts
 from benchmarks.measure import (
-    GPU_PEERS,
     MEASURES,
-    NAMES,
     PEERS,
     WORKLOADS,
     Failed,
-    Form,
     Job,
     Record,
     Workload,
@@ -53,19 +45,15 @@ from benchmarks.measure import (
     installed,
     machine,
     start,
-    start_each,
 )
+from benchmarks.tables import Found, medians, print_compare, table
 from inception.models import create_model, form_of, list_models
 from inception.weights import replace_file
 from minigrad import set_backend, set_num_threads, summary
-from minigrad.backend import BACKENDS, PRECISIONS, cupy_status, default_module, first_line
+from minigrad.backend import BACKENDS, PRECISIONS
 from minigrad.errors import MinigradError, no_such
 
 PARTS = ("compare", "profile", "growth", "memory", "family")
-GPU_PARTS = ("environment", "ceilings", "compare", "profile", "tests")
-TITLES = {"evaluate": "evaluation", "forward": "forward", "step": "training step"}
-EAGER = ("torch", "torch_channels_last")
-NUMBERS = ("seconds", "host_seconds", "mb", "start_mb")
 # name -> (model, classes, [(size, batch), …], how many of them with --quick)
 GROWTH = {
     "small, batch": ("googlenet_small", 10, [(32, 2**i) for i in range(9)], 4),
@@ -75,11 +63,6 @@ GROWTH = {
 }
 FAMILY_BATCH = 2  # with 1, batch norm has a single value a channel in inception_v3's head
 MINUTES = {"compare": 5, "profile": 1, "growth": 6, "memory": 1, "family": 4}  # on two cores, with PyTorch
-# The most that a part on a GPU may take; what has been measured until then is kept.
-GPU_SECONDS = {"environment": 20, "ceilings": 30, "compare": 230, "profile": 90, "tests": 200}
-GPU_BATCH = 128
-TESTS = ["-m", "gpu"]
-ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
@@ -92,7 +75,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="cupy: on an NVIDIA GPU")
     parser.add_argument("--device", type=number, metavar="N", help="which GPU, from 0: 0 if left out")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the GPU's products: both if left out")
-    parser.add_argument("--no-tests", action="store_true", help="of --backend cupy: without pytest -m gpu")
+    parser.add_argument("--no-tests", action="store_true", help="of --backend cupy: without tests and memory_check")
     parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="may be repeated")
     parser.add_argument(
         "--models", nargs="+", choices=list_models(), metavar="MODEL", help="of family: all if left out"
@@ -117,7 +100,7 @@ def main() -> int:
         parser.error("--device, --precision and --no-tests are for --backend cupy")
     parts = args.parts or (known if args.report else ("compare",))
     if args.no_tests:
-        parts = tuple(part for part in parts if part != "tests")
+        parts = tuple(part for part in parts if part not in ("tests", "memory_check"))
     try:
         if on_gpu:
             args.device = args.device or 0
@@ -131,9 +114,10 @@ def main() -> int:
         if on_gpu:
             with also_in(args.report and args.report / "report.txt"):
                 print(f"{', '.join(parts)}: {sum(GPU_SECONDS[part] for part in parts) / 60:.0f} min at most")
-                measure_gpu_parts(args, parts, results)
+                print(results.conditions["machine"]["gpu"])
+                measure_gpu_parts(args, parts, works_of(args, GPU_BATCH), results.keep)
                 if results.path:
-                    print("written:", results.path, *draw(results, args))
+                    print("written:", results.path, *draw(results.parts, args.report))
         else:
             print(
                 f"{', '.join(parts)}: about {minutes} min"
@@ -149,38 +133,6 @@ def main() -> int:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-class Both(io.TextIOBase):
-    """What is printed, for the eye and for later."""
-
-    def __init__(self, *files: IO[str]):
-        self.files = files
-
-    def write(self, text: str) -> int:
-        for file in self.files:
-            file.write(text)
-            file.flush()
-        return len(text)
-
-
-@contextmanager
-def also_in(path: Path | None) -> Iterator[None]:
-    """Within the block, what is printed goes into a file as well."""
-    if path is None:
-        yield
-        return
-    with open(path, "w", encoding="utf-8") as file, redirect_stdout(Both(sys.stdout, file)):
-        yield
-
-
-def draw(results: Results, args: argparse.Namespace) -> list[Path]:
-    """The pictures; on a GPU's machine, which is not always one's own, none where matplotlib is absent."""
-    try:
-        return plots.draw(results.parts, args.report)
-    except plots.NoPlots as error:
-        print(f"no pictures: {error}")
-        return []
 
 
 def number(text: str) -> int:
@@ -270,19 +222,7 @@ def works_of(args: argparse.Namespace, least: int = 1) -> dict[str, Workload]:
     return works
 
 
-def table(head: str, rows: list[tuple], left: int) -> None:
-    """Print rows under the words of `head`, separated by |: `left` columns to the left, the others to the right."""
-    lines = [tuple(head.split("|")), *(tuple(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        print("  ".join(cells).rstrip())
-    print()
-
-
 # --- compare
-
-Found = dict[tuple[str, str], list[Record]]  # (measure, network) -> a record of each round
 
 
 def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespace) -> list[Record]:
@@ -305,53 +245,6 @@ def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespac
                     found.setdefault((record["measure"], who), []).append(record)
         rows += [row | {"threads": threads} for row in medians(name, work, found)]
     return rows
-
-
-def medians(workload: str, work: Workload, found: Found) -> list[Record]:
-    """The rows of a workload. A ratio is to ours of the same precision, and replayed like the peer if that is there."""
-    rows: list[Record] = []
-    for (measure, who), records in found.items():
-        row: Record = {"workload": workload, "batch": work.batch, "measure": measure, "who": who}
-        row |= {key: statistics.median(r[key] for r in records) for key in NUMBERS if key in records[0]}
-        row |= {"images_per_second": work.batch / row["seconds"], "rounds": [r["seconds"] for r in records]}
-        form = Form.of(who)
-        counterparts = ["ours"] if who in PEERS else [f"ours_{form.precision}_graph"] * form.graph
-        counterparts += [f"ours_{form.precision}"]
-        mine = next((name for name in counterparts if (measure, name) in found), None)
-        for key in ("seconds", "mb") if mine else ():
-            pairs = zip(found[measure, mine or ""], records, strict=False)
-            row[f"ratio_{key}"] = statistics.median(ours[key] / other[key] for ours, other in pairs)
-        rivals = [
-            name
-            for of, name in found
-            if of == measure and Form.of(name) in [Form(eager, form.precision) for eager in EAGER]
-        ]
-        best = min(rivals, key=lambda name: statistics.median(r["seconds"] for r in found[measure, name]), default=None)
-        rows.append(row | {"best_eager": who == best})
-    order = [*reversed(MEASURES)]
-    return sorted(rows, key=lambda r: (order.index(r["measure"]), list(NAMES).index(r["who"])))
-
-
-def print_compare(rows: list[Record]) -> None:
-    on_gpu = any("host_seconds" in row for row in rows)
-    head = "workload|measure|network|ms|images/s|peak MB|of it before|time ratio|memory ratio|"
-    if on_gpu:
-        head = head.replace("|peak MB", "|host ms|peak MB")
-    lines = []
-    for r in rows:
-        compared = "ratio_seconds" in r and not Form.of(r["who"]).ours
-        ratios = (f"{r['ratio_seconds']:.2f}", f"{r['ratio_mb']:.2f}") if compared else ("", "")
-        figures = (
-            f"{r['seconds'] * 1e3:.1f}" if not on_gpu else f"{r['seconds'] * 1e3:.2f}",
-            f"{r['images_per_second']:.1f}",
-            *([f"{r['host_seconds'] * 1e3:.2f}"] if on_gpu else []),
-            f"{r['mb']:.0f}",
-            f"{r['start_mb']:.0f}",
-        )
-        mark = "← the better eager format" if r["best_eager"] else ""
-        what = f"{r['workload']}, batch {r['batch']}"
-        lines.append((what, TITLES[r["measure"]], NAMES[r["who"]], *figures, *ratios, mark))
-    table(head, lines, 3)
 
 
 # --- profile
@@ -454,233 +347,6 @@ def family(args: argparse.Namespace) -> Iterator[Record]:
         rate, mb = row["images_per_second"], row["mb"] - row["bare_mb"]
         print(f"| `{name}` | {work.batch}×{work.size}×{work.size} | {times} | {rate:.2f} | {mb:,.0f} |", flush=True)
         yield row
-
-
-# --- on a GPU
-
-
-def measure_gpu_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Results) -> None:
-    """Measure, print and keep each part. What fails is told, and is no reason to lose the others."""
-    works = works_of(args, GPU_BATCH)
-    print(results.conditions["machine"]["gpu"])
-    torch = torch_here()
-    precisions = [args.precision] if args.precision else list(PRECISIONS)
-    recorded = importlib.util.find_spec("inception.training.graph") is not None
-    whos = [
-        who
-        for who in GPU_PEERS
-        for form in [Form.of(who)]
-        if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
-        and (not form.graph or recorded or not form.ours)
-        and (form.ours or torch.get("gpu"))
-    ]
-    if not torch.get("gpu"):
-        print(f"nothing to compare with: {torch['why']}")
-    for part in parts:
-        started = time.perf_counter()
-        print(f"\n{part}\n", flush=True)
-
-        def keep(found: Any, part: str = part, started: float = started) -> None:
-            results.keep(part, found, started)
-
-        try:
-            if part == "environment":
-                keep(environment(args, torch))
-            elif part == "tests":
-                keep(run_tests(args))
-            elif part == "ceilings":
-                work = next(iter(works.values()))
-                repeats = 1 if args.quick else 3
-                job = Job("ours_float32", [work], [1], ["ceilings"], repeats, True, args.device)
-                for row in attempt([job], started + GPU_SECONDS[part]):
-                    keep(row)
-                    print_ceilings(row)
-            elif part == "compare":
-                print_compare(compare_on_gpu(works, whos, args, keep))
-            else:
-                profile_on_gpu(works, whos, args, keep)
-        except Exception as error:  # a part that is wrong must not lose those after it
-            keep({"failed": first_line(error)})
-            print(f"{part} failed: {first_line(error)}")
-
-
-def attempt(jobs: list[Job], end: float) -> list[Record]:
-    """The records of those jobs that are done well before this moment; a sentence for each that is not."""
-    found: list[Record] = []
-    for job, result in start_each(jobs, max(end - time.perf_counter(), 10)):
-        if isinstance(result, Failed):
-            print(f"{' and '.join(job.measures)}: {result}")
-        else:
-            found += result
-    return found
-
-
-def torch_here() -> Record:
-    """Versions of PyTorch and its libraries, and whether it has a GPU; asked of another process, as it takes memory."""
-    ask = (
-        "import json, torch; gpu = torch.cuda.is_available(); print(json.dumps({'version': torch.__version__, "
-        "'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version(), 'gpu': gpu}))"
-    )
-    if not importlib.util.find_spec("torch"):
-        return {"why": "PyTorch is not installed"}
-    try:
-        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
-        found: Record = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        return {"why": "PyTorch is installed but does not import"}
-    return found if found["gpu"] else found | {"why": f"PyTorch {found['version']} is installed but finds no GPU"}
-
-
-def gpu_properties(device: int) -> Record:
-    cupy: Any = default_module()
-    properties: Record = cupy.cuda.runtime.getDeviceProperties(device)
-    return properties
-
-
-def environment(args: argparse.Namespace, torch: Record) -> Record:
-    """What everything else was measured on, in the words of those who know."""
-    cupy: Any = default_module()
-    runtime, status, properties = cupy.cuda.runtime, cupy_status(device=args.device), gpu_properties(args.device)
-    found: Record = {
-        "cupy_status": list(status),
-        "gpu": properties["name"].decode(),
-        "compute_capability": f"{properties['major']}.{properties['minor']}",
-        "multiprocessors": properties.get("multiProcessorCount"),
-        "memory_gb": runtime.memGetInfo()[1] / 1e9,
-        "driver_cuda": runtime.driverGetVersion(),
-        "runtime_cuda": runtime.runtimeGetVersion(),
-        "cupy": cupy.__version__,
-        "torch": torch,
-    }
-    asked = "driver_version,clocks.max.sm,clocks.max.memory,power.limit,temperature.gpu,utilization.gpu"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--id={args.device}", f"--query-gpu={asked}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=20,
-        )  # fmt: skip
-        found["nvidia_smi"] = dict(zip(asked.split(","), done.stdout.strip().split(", "), strict=False))
-    except (OSError, subprocess.TimeoutExpired):
-        found["nvidia_smi"] = "there is no nvidia-smi"
-    for key, value in found.items():
-        print(f"{key}: {value}")
-    return found
-
-
-def run_tests(args: argparse.Namespace) -> Record:
-    """pytest -m gpu, all that it says in a file beside the results."""
-    if importlib.util.find_spec("pytest") is None or not (ROOT / "tests").is_dir():
-        print("no tests: they need pytest and the folder tests of the repository")
-        return {"why": "no pytest, or no folder tests"}
-    command = [sys.executable, "-m", "pytest", "-ra", "--durations=10", "-p", "no:cacheprovider", *TESTS]
-    environment = os.environ | {"MINIGRAD_DEVICE": str(args.device)}
-    path = (args.report or Path(tempfile.mkdtemp())) / "tests.txt"
-    code: int | None = None
-    with open(path, "w", encoding="utf-8") as file:
-        try:
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=GPU_SECONDS["tests"]
-            ).returncode
-        except subprocess.TimeoutExpired:
-            print(f"the tests were not done within {GPU_SECONDS['tests']} seconds, and were stopped", file=file)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found: Record = {"exit_code": code, "summary": lines[-1] if lines else "", "output": path.name}
-    counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed)", found["summary"])
-    found["counts"] = {kind.removesuffix("s") if kind == "errors" else kind: int(count) for count, kind in counts}
-    found["failures"] = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    print(found["summary"], *found["failures"], f"all they say: {path}", sep="\n")
-    return found
-
-
-def print_ceilings(found: Record) -> None:
-    print(f"copying: {found['copy_gb_per_second']:,.0f} GB/s, read and written")
-    rows: list[tuple] = [(f"{r['n']}³", r["precision"], f"{r['tflops']:.1f}") for r in found["products"]]
-    table("product|precision|TFLOP/s", rows, 2)
-    table("to start|µs of the host", [(name, f"{us:.1f}") for name, us in found["host_us"].items()], 1)
-
-
-def compare_on_gpu(
-    works: dict[str, Workload], whos: list[str], args: argparse.Namespace, keep: Callable[[Any], None]
-) -> list[Record]:
-    """The rows of `compare`. A round is a process for ours and one for PyTorch's, each with all its networks."""
-    before: list[Record] = []
-    repeats = 1 if args.quick else 3
-    for name, work in works.items():
-        found: Found = {}
-        left, started = list(whos), time.perf_counter()
-        seconds = GPU_SECONDS["compare"] / len(works)
-        for done in range(args.rounds or repeats):
-            spent = time.perf_counter() - started
-            if done and spent * (done + 1) / done > seconds:
-                print(f"{name}: no more than {done} rounds, as another would take this beyond {seconds:.0f} seconds")
-                break
-            for ours in (True, False):
-                names = [who for who in left if Form.of(who).ours is ours]
-                jobs = [Job(who, [work], [1], list(MEASURES), repeats, True, args.device) for who in names]
-                for job, result in start_each(jobs, max(seconds - (time.perf_counter() - started), 30)):
-                    if isinstance(result, Failed):
-                        print(f"left out: {result}")
-                        left.remove(job.who)
-                        continue
-                    for record in result:
-                        found.setdefault((record["measure"], job.who), []).append(record)
-            keep(before + medians(name, work, found))
-        before += medians(name, work, found)
-    return before
-
-
-def profile_on_gpu(
-    works: dict[str, Workload], whos: list[str], args: argparse.Namespace, keep: Callable[[Any], None]
-) -> None:
-    """By our own means for ours; and if PyTorch is there, by its profiler for ours and the fastest of its own."""
-    repeats = 1 if args.quick else 3
-    precision = args.precision or "tf32"
-    ours, theirs = f"ours_{precision}", f"torch_channels_last_{precision}"
-    found: Record = {}
-    end = time.perf_counter() + GPU_SECONDS["profile"]
-    for name, work in works.items():
-        for row in attempt([Job(ours, [work], [1], ["profile"], repeats, True, args.device)], end):
-            found[name] = row
-            keep(found)
-            print_gpu_profile(name, row)
-        if theirs not in whos or name not in found:
-            continue
-        traces: dict[str, Record] = {}
-        for who in (ours, theirs):
-            jobs = [Job(who, [work], [1], ["trace"], repeats, True, args.device)]
-            traces |= {row["who"]: row for row in attempt(jobs, end)}
-        found[name]["traces"] = traces
-        keep(found)
-        for who, row in traces.items():
-            print(
-                f"{name}, {NAMES[who]}, by PyTorch's profiler: {row['launches']:.0f} launches, {row['copies']:.0f} "
-                f"copies, the GPU is busy for {row['busy_ms']:.2f} ms\n"
-            )
-            rows = [(r["name"][:90], f"{r['launches']:.0f}", f"{r['ms']:.3f}") for r in row["kernels"][:12]]
-            table("kernel|launches|ms", rows, 1)
-
-
-def print_gpu_profile(name: str, p: Record) -> None:
-    bound = "the host holds the GPU up" if p["host_ms"] > p["device_ms"] else "the GPU is what takes time"
-    print(
-        f"{name}, batch {p['batch']}, {NAMES[p['who']]}: step {p['step_ms']:.2f} ms, the GPU needs "
-        f"{p['device_ms']:.2f} and the host {p['host_ms']:.2f} to tell it: {bound}; "
-        f"{p['launches_per_step']} launches without CuPy's own\n"
-    )
-    rows: list[tuple] = [(k["name"], k["calls"] or "", f"{k['ms']:.3f}", f"{k['share']:.1%}") for k in p["kernels"]]
-    table("kernel|launches|ms|share", rows, 1)
-    rows = []
-    for r in p["launches"][:24]:
-        rate = f"{r['gflops']:,.0f} GFLOP/s" if r["flop"] else f"{r['gb_per_second']:,.0f} GB/s" if r["mb"] else ""
-        of = f"{r['gb_per_second'] / p['copy_gb_per_second']:.0%}" if r["mb"] and not r["flop"] else ""
-        rows.append((r["kernel"], r["sizes"], r["calls"], f"{r['ms']:.4f}", f"{r['calls'] * r['ms']:.3f}", rate, of))
-    table("launch|sizes|calls|ms each|ms|alone|of a copy's", rows, 2)
-    rows = [(r["name"], f"{r['forward_ms']:.2f}", f"{r['backward_ms']:.2f}") for r in p["layers"]]
-    table("layer, waited for after every op|forward ms|backward ms", rows, 1)
-    print(
-        f"matrix products: {p['products_share']:.0%} of the GPU's time, {p['multiply_adds'] / 1e9:.2f} G multiply-adds "
-        f"(the definition, forward: {p['forward_multiply_adds'] / 1e9:.2f} G), alone {p['gflops_alone']:,.0f} GFLOP/s: "
-        f"{p['products_alone_ms']:.2f} ms\n"
-    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ GPU_PEERS = {
 }
 NAMES = PEERS | GPU_PEERS
 MEASURES = ("evaluate", "forward", "step")  # in the order in which they need more memory
+TITLES = {"evaluate": "evaluation", "forward": "forward", "step": "training step"}
 HEAD_WEIGHT = 0.3
 KEEP_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
 WARM_UP = 5  # calls on a GPU that are not counted: they compile, tune, fill the memory pool, record a graph
@@ -160,7 +161,7 @@ class Job(NamedTuple):
         the GPU's memory holds after the calls; start_mb: before the first call."""
         form = Form.of(self.who)
         if self.measures[0] in ("ceilings", "profile"):
-            gpu = importlib.import_module("benchmarks.gpu")
+            gpu = importlib.import_module("benchmarks.gpu_profiling")
             return [getattr(gpu, self.measures[0])(self)]
         build = importlib.import_module("benchmarks.ours" if form.ours else "benchmarks.peers").build
         records: list[Record] = []

@@ -6,11 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import NAMES, PEERS, Form, Record
+from benchmarks.measure import NAMES, PEERS, TITLES, Form, Record
 
 # Okabe and Ito's colours, which differ for colour-blind readers too.
 COLOURS = {"ours": "#0072B2", "torch": "#E69F00", "torch_channels_last": "#D55E00", "torch_compile": "#CC79A7"}
-TITLES = {"step": "training step", "forward": "forward", "evaluate": "evaluation"}
 INK, GREY, LIGHT = "#222222", "#666666", "#DDDDDD"
 
 

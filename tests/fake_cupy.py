@@ -612,6 +612,7 @@ cuda = types.SimpleNamespace(
     MemoryPointer=lambda memory, offset: memory,
     MemoryPool=fake_graph.MemoryPool,
     using_allocator=fake_graph.using_allocator,
+    set_allocator=lambda allocator: None,  # each array is an allocation of NumPy's as it is
 )
 
 

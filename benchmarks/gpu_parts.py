@@ -1,0 +1,271 @@
+"""The parts of `--backend cupy`, one after the other: what each measures, within which time, and how it is told.
+
+What runs in processes of its own is in ours.py and peers.py (whole steps), in gpu_profiling.py and trace.py (what a
+step is made of), and in gpu_tests.py (whether it is right).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks import plots
+from benchmarks.gpu_tests import check_memory, run_tests
+from benchmarks.measure import GPU_PEERS, MEASURES, NAMES, Failed, Form, Job, Record, Workload, start_each
+from benchmarks.tables import Found, medians, print_compare, table
+from minigrad.backend import PRECISIONS, cupy_status, default_module, first_line
+
+# The most that a part may take, ten minutes in all; what has been measured until then is kept.
+GPU_SECONDS = {
+    "environment": 20, "ceilings": 30, "compare": 190, "profile": 70, "tests": 180, "memory_check": 110
+}  # fmt: skip
+GPU_PARTS = tuple(GPU_SECONDS)
+GPU_BATCH = 128
+
+
+class Both(io.TextIOBase):
+    """What is printed, for the eye and for later."""
+
+    def __init__(self, *files: IO[str]):
+        self.files = files
+
+    def write(self, text: str) -> int:
+        for file in self.files:
+            file.write(text)
+            file.flush()
+        return len(text)
+
+
+@contextmanager
+def also_in(path: Path | None) -> Iterator[None]:
+    """Within the block, what is printed goes into a file as well."""
+    if path is None:
+        yield
+        return
+    with open(path, "w", encoding="utf-8") as file, redirect_stdout(Both(sys.stdout, file)):
+        yield
+
+
+def draw(results: Record, folder: Path) -> list[Path]:
+    """The pictures; on a GPU's machine, which is not always one's own, none where matplotlib is absent."""
+    try:
+        return plots.draw(results, folder)
+    except plots.NoPlots as error:
+        print(f"no pictures: {error}")
+        return []
+
+
+def measure_gpu_parts(
+    args: argparse.Namespace,
+    parts: tuple[str, ...],
+    works: dict[str, Workload],
+    keep: Callable[[str, Any, float], None],
+) -> None:
+    """Measure, print and keep each part. What fails is told, and is no reason to lose the others.
+
+    keep   called with a part, what has been found so far and when the part began
+    """
+    torch = torch_here()
+    precisions = [args.precision] if args.precision else list(PRECISIONS)
+    recorded = importlib.util.find_spec("inception.training.graph") is not None
+    whos = [
+        who
+        for who in GPU_PEERS
+        for form in [Form.of(who)]
+        if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
+        and (not form.graph or recorded or not form.ours)
+        and (form.ours or torch.get("gpu"))
+    ]
+    if not torch.get("gpu"):
+        print(f"nothing to compare with: {torch['why']}")
+    for part in parts:
+        started = time.perf_counter()
+        print(f"\n{part}\n", flush=True)
+
+        def keep_part(found: Any, part: str = part, started: float = started) -> None:
+            keep(part, found, started)
+
+        try:
+            if part == "environment":
+                keep_part(environment(args, torch))
+            elif part == "ceilings":
+                work = next(iter(works.values()))
+                repeats = 1 if args.quick else 3
+                job = Job("ours_float32", [work], [1], ["ceilings"], repeats, True, args.device)
+                for row in attempt([job], started + GPU_SECONDS[part]):
+                    keep_part(row)
+                    print_ceilings(row)
+            elif part == "compare":
+                print_compare(compare_on_gpu(works, whos, args, keep_part))
+            elif part == "profile":
+                profile_on_gpu(works, whos, args, keep_part)
+            elif part == "tests":
+                keep_part(run_tests(args, GPU_SECONDS[part]))
+            else:
+                keep_part(check_memory(args, GPU_SECONDS[part]))
+        except Exception as error:  # a part that is wrong must not lose those after it
+            keep_part({"failed": first_line(error)})
+            print(f"{part} failed: {first_line(error)}")
+
+
+def attempt(jobs: list[Job], end: float) -> list[Record]:
+    """The records of those jobs that are done well before this moment; a sentence for each that is not."""
+    found: list[Record] = []
+    for job, result in start_each(jobs, max(end - time.perf_counter(), 10)):
+        if isinstance(result, Failed):
+            print(f"{' and '.join(job.measures)}: {result}")
+        else:
+            found += result
+    return found
+
+
+def torch_here() -> Record:
+    """Versions of PyTorch and its libraries, and whether it has a GPU; asked of another process, as it takes memory."""
+    ask = (
+        "import json, torch; gpu = torch.cuda.is_available(); print(json.dumps({'version': torch.__version__, "
+        "'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version(), 'gpu': gpu}))"
+    )
+    if not importlib.util.find_spec("torch"):
+        return {"why": "PyTorch is not installed"}
+    try:
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+        found: Record = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        return {"why": "PyTorch is installed but does not import"}
+    return found if found["gpu"] else found | {"why": f"PyTorch {found['version']} is installed but finds no GPU"}
+
+
+def gpu_properties(device: int) -> Record:
+    cupy: Any = default_module()
+    properties: Record = cupy.cuda.runtime.getDeviceProperties(device)
+    return properties
+
+
+def environment(args: argparse.Namespace, torch: Record) -> Record:
+    """What everything else was measured on, in the words of those who know."""
+    cupy: Any = default_module()
+    runtime, status, properties = cupy.cuda.runtime, cupy_status(device=args.device), gpu_properties(args.device)
+    found: Record = {
+        "cupy_status": list(status),
+        "gpu": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": properties.get("multiProcessorCount"),
+        "memory_gb": runtime.memGetInfo()[1] / 1e9,
+        "driver_cuda": runtime.driverGetVersion(),
+        "runtime_cuda": runtime.runtimeGetVersion(),
+        "cupy": cupy.__version__,
+        "torch": torch,
+    }
+    asked = "driver_version,clocks.max.sm,clocks.max.memory,power.limit,temperature.gpu,utilization.gpu"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--id={args.device}", f"--query-gpu={asked}", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+        found["nvidia_smi"] = dict(zip(asked.split(","), done.stdout.strip().split(", "), strict=False))
+    except (OSError, subprocess.TimeoutExpired):
+        found["nvidia_smi"] = "there is no nvidia-smi"
+    for key, value in found.items():
+        print(f"{key}: {value}")
+    return found
+
+
+def print_ceilings(found: Record) -> None:
+    print(f"copying: {found['copy_gb_per_second']:,.0f} GB/s, read and written")
+    rows: list[tuple] = [(f"{r['n']}³", r["precision"], f"{r['tflops']:.1f}") for r in found["products"]]
+    table("product|precision|TFLOP/s", rows, 2)
+    table("to start|µs of the host", [(name, f"{us:.1f}") for name, us in found["host_us"].items()], 1)
+
+
+def compare_on_gpu(
+    works: dict[str, Workload], whos: list[str], args: argparse.Namespace, keep: Callable[[Any], None]
+) -> list[Record]:
+    """The rows of `compare`. A round is a process for ours and one for PyTorch's, each with all its networks."""
+    before: list[Record] = []
+    repeats = 1 if args.quick else 3
+    for name, work in works.items():
+        found: Found = {}
+        left, started = list(whos), time.perf_counter()
+        seconds = GPU_SECONDS["compare"] / len(works)
+        for done in range(args.rounds or repeats):
+            spent = time.perf_counter() - started
+            if done and spent * (done + 1) / done > seconds:
+                print(f"{name}: no more than {done} rounds, as another would take this beyond {seconds:.0f} seconds")
+                break
+            for ours in (True, False):
+                names = [who for who in left if Form.of(who).ours is ours]
+                jobs = [Job(who, [work], [1], list(MEASURES), repeats, True, args.device) for who in names]
+                for job, result in start_each(jobs, max(seconds - (time.perf_counter() - started), 30)):
+                    if isinstance(result, Failed):
+                        print(f"left out: {result}")
+                        left.remove(job.who)
+                        continue
+                    for record in result:
+                        found.setdefault((record["measure"], job.who), []).append(record)
+            keep(before + medians(name, work, found))
+        before += medians(name, work, found)
+    return before
+
+
+def profile_on_gpu(
+    works: dict[str, Workload], whos: list[str], args: argparse.Namespace, keep: Callable[[Any], None]
+) -> None:
+    """By our own means for ours; and if PyTorch is there, by its profiler for ours and the fastest of its own."""
+    repeats = 1 if args.quick else 3
+    precision = args.precision or "tf32"
+    ours, theirs = f"ours_{precision}", f"torch_channels_last_{precision}"
+    found: Record = {}
+    end = time.perf_counter() + GPU_SECONDS["profile"]
+    for name, work in works.items():
+        for row in attempt([Job(ours, [work], [1], ["profile"], repeats, True, args.device)], end):
+            found[name] = row
+            keep(found)
+            print_gpu_profile(name, row)
+        if theirs not in whos or name not in found:
+            continue
+        traces: dict[str, Record] = {}
+        for who in (ours, theirs):
+            jobs = [Job(who, [work], [1], ["trace"], repeats, True, args.device)]
+            traces |= {row["who"]: row for row in attempt(jobs, end)}
+        found[name]["traces"] = traces
+        keep(found)
+        for who, row in traces.items():
+            print(
+                f"{name}, {NAMES[who]}, by PyTorch's profiler: {row['launches']:.0f} launches, {row['copies']:.0f} "
+                f"copies, the GPU is busy for {row['busy_ms']:.2f} ms\n"
+            )
+            rows = [(r["name"][:90], f"{r['launches']:.0f}", f"{r['ms']:.3f}") for r in row["kernels"][:12]]
+            table("kernel|launches|ms", rows, 1)
+
+
+def print_gpu_profile(name: str, p: Record) -> None:
+    bound = "the host holds the GPU up" if p["host_ms"] > p["device_ms"] else "the GPU is what takes time"
+    print(
+        f"{name}, batch {p['batch']}, {NAMES[p['who']]}: step {p['step_ms']:.2f} ms, the GPU needs "
+        f"{p['device_ms']:.2f} and the host {p['host_ms']:.2f} to tell it: {bound}; "
+        f"{p['launches_per_step']} launches without CuPy's own\n"
+    )
+    rows: list[tuple] = [(k["name"], k["calls"] or "", f"{k['ms']:.3f}", f"{k['share']:.1%}") for k in p["kernels"]]
+    table("kernel|launches|ms|share", rows, 1)
+    rows = []
+    for r in p["launches"][:24]:
+        rate = f"{r['gflops']:,.0f} GFLOP/s" if r["flop"] else f"{r['gb_per_second']:,.0f} GB/s" if r["mb"] else ""
+        of = f"{r['gb_per_second'] / p['copy_gb_per_second']:.0%}" if r["mb"] and not r["flop"] else ""
+        rows.append((r["kernel"], r["sizes"], r["calls"], f"{r['ms']:.4f}", f"{r['calls'] * r['ms']:.3f}", rate, of))
+    table("launch|sizes|calls|ms each|ms|alone|of a copy's", rows, 2)
+    rows = [(r["name"], f"{r['forward_ms']:.2f}", f"{r['backward_ms']:.2f}") for r in p["layers"]]
+    table("layer, waited for after every op|forward ms|backward ms", rows, 1)
+    print(
+        f"matrix products: {p['products_share']:.0%} of the GPU's time, {p['multiply_adds'] / 1e9:.2f} G multiply-adds "
+        f"(the definition, forward: {p['forward_multiply_adds'] / 1e9:.2f} G), alone {p['gflops_alone']:,.0f} GFLOP/s: "
+        f"{p['products_alone_ms']:.2f} ms\n"
+    )
