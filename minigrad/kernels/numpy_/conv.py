@@ -181,8 +181,9 @@ def both_gradients(
 
 
 def filter_columns(weight: Array) -> Array:
-    """One filter a column: (KH·KW·C, O)."""
-    return np.ascontiguousarray(filter_matrix(weight).T)
+    """One filter a column: (KH·KW·C, O). Copied into that order where BLAS takes it as it lies: see UNPACKED."""
+    columns = filter_matrix(weight).T
+    return np.ascontiguousarray(columns) if columns.size * PIECES[-1] <= UNPACKED else columns
 
 
 def turned_columns(weight: Array) -> Array:
@@ -196,12 +197,13 @@ def turned_columns(weight: Array) -> Array:
 # OpenBLAS multiplies up to 10⁶ multiply-adds without first packing the operands. For a filter bank of few channels a
 # stack of such products is up to twice as fast as one tall product.
 UNPACKED = 1_000_000
+PIECES = 512, 256, 128, 64, 32  # rows of one of them
 
 
 def piece_length(rows: int, cells: int) -> int:
     """How many rows at a time to multiply with a (K, O) matrix of so many cells: all, or an unpacked product's."""
     count = UNPACKED // cells
-    for piece in (512, 256, 128, 64, 32):
+    for piece in PIECES:
         if piece <= count and rows % piece == 0:
             return piece
     return rows
