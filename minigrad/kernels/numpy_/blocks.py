@@ -114,7 +114,7 @@ def pixels_in_a_row(n: int, most: int) -> int:
     return next(repeat for repeat in range(min(n, most), 0, -1) if n % repeat == 0)
 
 
-def multiply(a: Array, b: Array, total: Array, *, add: bool) -> None:
+def multiply(a: Array, b: Array, total: Array, *, add: bool = False) -> None:
     """total = a · b; += if `add`."""
     product = np.matmul(a, b, out=scratch("product", total.shape, total.dtype) if add else total)
     if add:

@@ -215,7 +215,7 @@ def product(a: Array, b: Array, out: Array) -> None:
     np.matmul(stack(a, piece), b, out=stack(out, piece))
 
 
-def product_of_transposed(a: Array, b: Array, total: Array, *, add: bool) -> None:
+def product_of_transposed(a: Array, b: Array, total: Array, *, add: bool = False) -> None:
     """total = aᵀ · b, for tall a (rows, K) and b (rows, O); += if `add`."""
     piece = piece_length(len(a), a.shape[1] * b.shape[1])
     if piece == len(a):
