@@ -29,7 +29,11 @@ def zeros(*shape: int) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_initialise", lambda weight, bias: weight.data.fill(0))
+    def initialise(weight: Any, bias: Any) -> None:
+        for parameter in [weight] if bias is None else [weight, bias]:
+            parameter.data.fill(0)
+
+    monkeypatch.setattr(layers, "_initialise", initialise)
     monkeypatch.setattr(init, "_fill", lambda weight, values: None)
     for name in ("normal", "uniform"):
         monkeypatch.setattr(init, name, lambda key, shape: np.zeros(()))
