@@ -46,7 +46,7 @@ from benchmarks.measure import (
     machine,
     start,
 )
-from benchmarks.tables import Found, medians, print_compare, table
+from benchmarks.tables import Found, medians, print_compare, print_kernels, print_layers, products_in, table
 from inception.models import create_model, form_of, list_models
 from inception.weights import replace_file
 from minigrad import set_backend, set_num_threads, summary
@@ -253,16 +253,13 @@ def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespac
 def print_profile(profiles: dict[str, Record]) -> None:
     for name, p in profiles.items():
         print(f"{name}, batch {p['batch']}, {p['threads']} threads: step {p['step_ms']:.1f} ms\n")
-        rows: list[tuple] = [(k["name"], k["calls"] or "", f"{k['ms']:.1f}", f"{k['share']:.1%}") for k in p["kernels"]]
-        table("kernel|calls|ms|share", rows, 1)
-        rows = [(r["name"], f"{r['forward_ms']:.1f}", f"{r['backward_ms']:.1f}") for r in p["layers"]]
-        table("layer|forward ms|backward ms", rows, 1)
+        print_kernels("kernel|calls|ms|share", p, 1)
+        print_layers("layer|forward ms|backward ms", p, 1)
         print(
-            f"matrix products: {p['products_share']:.0%} of the step, {p['multiply_adds'] / 1e9:.2f} G multiply-adds "
-            f"(the definition, forward: {p['forward_multiply_adds'] / 1e9:.2f} G), {p['gflops']:.0f} GFLOP/s in the "
-            f"step, {p['gflops_alone']:.0f} alone: {p['products_alone_ms']:.0f} ms of {p['step_ms']:.0f}\n"
+            f"{products_in(p, 'the step')}, {p['gflops']:.0f} GFLOP/s in the step, {p['gflops_alone']:.0f} alone: "
+            f"{p['products_alone_ms']:.0f} ms of {p['step_ms']:.0f}\n"
         )
-        rows = [
+        rows: list[tuple] = [
             (
                 r["function"], f"{r['count']}×" if r["count"] > 1 else "", f"({r['m']}, {r['k']})·({r['k']}, {r['n']})",
                 f"{r['calls']:.0f}", f"{r['ms']:.1f}", f"{r['gflops']:.0f}", f"{r['gflops_alone']:.0f}",

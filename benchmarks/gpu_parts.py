@@ -21,7 +21,7 @@ from typing import IO, Any
 from benchmarks import plots
 from benchmarks.gpu_tests import check_memory, run_tests
 from benchmarks.measure import GPU_PEERS, MEASURES, NAMES, Failed, Form, Job, Record, Workload, start_each
-from benchmarks.tables import Found, medians, print_compare, table
+from benchmarks.tables import Found, medians, print_compare, print_kernels, print_layers, products_in, table
 from minigrad.backend import PRECISIONS, cupy_status, default_module, first_line
 
 # The most that a part may take, ten minutes in all; what has been measured until then is kept.
@@ -254,18 +254,13 @@ def print_gpu_profile(name: str, p: Record) -> None:
         f"{p['device_ms']:.2f} and the host {p['host_ms']:.2f} to tell it: {bound}; "
         f"{p['launches_per_step']} launches without CuPy's own\n"
     )
-    rows: list[tuple] = [(k["name"], k["calls"] or "", f"{k['ms']:.3f}", f"{k['share']:.1%}") for k in p["kernels"]]
-    table("kernel|launches|ms|share", rows, 1)
-    rows = []
+    print_kernels("kernel|launches|ms|share", p, 3)
+    rows: list[tuple] = []
     for r in p["launches"][:24]:
         rate = f"{r['gflops']:,.0f} GFLOP/s" if r["flop"] else f"{r['gb_per_second']:,.0f} GB/s" if r["mb"] else ""
         of = f"{r['gb_per_second'] / p['copy_gb_per_second']:.0%}" if r["mb"] and not r["flop"] else ""
         rows.append((r["kernel"], r["sizes"], r["calls"], f"{r['ms']:.4f}", f"{r['calls'] * r['ms']:.3f}", rate, of))
     table("launch|sizes|calls|ms each|ms|alone|of a copy's", rows, 2)
-    rows = [(r["name"], f"{r['forward_ms']:.2f}", f"{r['backward_ms']:.2f}") for r in p["layers"]]
-    table("layer, waited for after every op|forward ms|backward ms", rows, 1)
-    print(
-        f"matrix products: {p['products_share']:.0%} of the GPU's time, {p['multiply_adds'] / 1e9:.2f} G multiply-adds "
-        f"(the definition, forward: {p['forward_multiply_adds'] / 1e9:.2f} G), alone {p['gflops_alone']:,.0f} GFLOP/s: "
-        f"{p['products_alone_ms']:.2f} ms\n"
-    )
+    print_layers("layer, waited for after every op|forward ms|backward ms", p, 2)
+    products = products_in(p, "the GPU's time")
+    print(f"{products}, alone {p['gflops_alone']:,.0f} GFLOP/s: {p['products_alone_ms']:.2f} ms\n")

@@ -1,4 +1,4 @@
-"""Rows to read: how those of `compare` come about from all rounds, on the CPU and on a GPU, and how any are printed."""
+"""Rows to read, on the CPU and on a GPU: how those of `compare` come about from all rounds, and how all are printed."""
 
 from __future__ import annotations
 
@@ -67,3 +67,23 @@ def print_compare(rows: list[Record]) -> None:
         what = f"{r['workload']}, batch {r['batch']}"
         lines.append((what, TITLES[r["measure"]], NAMES[r["who"]], *figures, *ratios, mark))
     table(head, lines, 3)
+
+
+def print_kernels(head: str, profile: Record, digits: int) -> None:
+    """Of a profile, by name: how often a kernel runs in a step, milliseconds, and its share of the step."""
+    rows = [(k["name"], k["calls"] or "", f"{k['ms']:.{digits}f}", f"{k['share']:.1%}") for k in profile["kernels"]]
+    table(head, rows, 1)
+
+
+def print_layers(head: str, profile: Record, digits: int) -> None:
+    """Of a profile, layer by layer: milliseconds."""
+    rows = [(r["name"], *(f"{r[key]:.{digits}f}" for key in ("forward_ms", "backward_ms"))) for r in profile["layers"]]
+    table(head, rows, 1)
+
+
+def products_in(profile: Record, of: str) -> str:
+    """How much of a step is matrix products, as words."""
+    return (
+        f"matrix products: {profile['products_share']:.0%} of {of}, {profile['multiply_adds'] / 1e9:.2f} G "
+        f"multiply-adds (the definition, forward: {profile['forward_multiply_adds'] / 1e9:.2f} G)"
+    )

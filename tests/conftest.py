@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cuda_on_cpu
@@ -73,3 +73,29 @@ def check(k: Any, xp: Any, dtype: str) -> Check:
             assert_close(actual, wanted, 0 if exact else TOLERANCE[dtype], scale_of(case))
 
     return check
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command, with tiny workloads, and without peers: PyTorch takes seconds to import."""
+    from tiny_benchmark import TINY
+
+    import benchmarks.__main__ as command  # here, as few tests need it
+
+    monkeypatch.setattr(command, "WORKLOADS", {"small": TINY, "googlenet": TINY})
+    growth = {
+        name: ("googlenet_small", 10, [(8, 1), (8, 2)] if name.endswith("batch") else [(8, 2), (12, 2)], 2)
+        for name in command.GROWTH
+    }
+    monkeypatch.setattr(command, "GROWTH", growth)
+    monkeypatch.setattr(command, "installed", lambda: ["ours"])
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+        try:
+            code = command.main()
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        return code, *capsys.readouterr()
+
+    return call
