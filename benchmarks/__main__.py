@@ -43,6 +43,7 @@ from benchmarks.measure import (
     Workload,
     cores,
     installed,
+    interpreter,
     machine,
     start,
 )
@@ -90,12 +91,18 @@ def main() -> int:
     parser.add_argument(
         "--default-malloc", action="store_true", help="PyTorch with the C library's own setting, not minigrad's: slower"
     )
+    parser.add_argument(
+        "--python", default=sys.executable, metavar="PATH",
+        help="run minigrad with this interpreter, such as a free-threaded one, and PyTorch with the one that runs this",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="DIR", help="write results.json and pictures there")
     args = parser.parse_args()
     on_gpu = args.backend == "cupy"
     known = GPU_PARTS if on_gpu else PARTS
     if unknown := sorted({*args.parts} - {*known}):
         parser.error(no_such("part on a GPU" if on_gpu else "part", unknown[0], known))
+    if on_gpu and args.python != sys.executable:
+        parser.error("--python is for --backend numpy")
     if not on_gpu and (args.device is not None or args.precision or args.no_tests):
         parser.error("--device, --precision and --no-tests are for --backend cupy")
     parts = args.parts or (known if args.report else ("compare",))
@@ -163,6 +170,8 @@ class Results:
                 raise Failed(f"{self.path} was not written by this program: move it away")
         gpu = "" if args.backend == "numpy" else gpu_properties(args.device)["name"].decode()
         self.conditions: Record = {"machine": machine(gpu), "quick": args.quick, "threads": args.threads}
+        if args.python != sys.executable:
+            self.conditions["machine"]["versions_of_minigrad"] = interpreter(args.python)
         self.conditions["default_malloc"] = args.default_malloc
         self.suffix = "_gpu" if gpu else ""  # figures of the CPU and of a GPU stand side by side
 
@@ -194,14 +203,16 @@ def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Res
             print_compare(found)
         elif part == "profile":
             steps = 1 if args.quick else 3
-            jobs = {name: Job("ours", [work], [args.threads], ["profile"], steps) for name, work in works.items()}
-            found = {name: start(job)[0] for name, job in jobs.items()}
+            found = {
+                name: start_job(args, "ours", [work], [args.threads], ["profile"], steps)[0]
+                for name, work in works.items()
+            }
             print_profile(found)
         elif part == "growth":
             found = growth(whos, args)
             print_growth(found)
         elif part == "memory":
-            found = memory(works, whos)
+            found = memory(works, whos, args)
             print_memory(found)
         else:
             found = []
@@ -210,6 +221,13 @@ def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Res
                 results.keep(part, found, started)
             print()
         results.keep(part, found, started)
+
+
+def start_job(
+    args: argparse.Namespace, who: str, works: list[Workload], threads: list[int], measures: list[str], repeats: int
+) -> list[Record]:
+    """What a process of its own measures on the CPU, as the arguments say."""
+    return start(Job(who, works, threads, measures, repeats, not args.default_malloc, python=args.python))
 
 
 def works_of(args: argparse.Namespace, least: int = 1) -> dict[str, Workload]:
@@ -234,7 +252,7 @@ def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespac
         for _ in range(args.rounds or repeats):
             for who in list(whos):
                 try:
-                    records = start(Job(who, [work], [threads], list(MEASURES), repeats, not args.default_malloc))
+                    records = start_job(args, who, [work], [threads], list(MEASURES), repeats)
                 except Failed as error:
                     if who != "torch_compile":
                         raise
@@ -279,7 +297,7 @@ def growth(whos: list[str], args: argparse.Namespace) -> list[Record]:
         works = [Workload(model, size, classes, batch) for size, batch in (points[:few] if args.quick else points)]
         counts = sorted({1, args.threads})
         for who in [who for who in whos if who in ("ours", "torch_channels_last")]:
-            found = start(Job(who, works, counts, ["step"], 1 if args.quick else 2, not args.default_malloc))
+            found = start_job(args, who, works, counts, ["step"], 1 if args.quick else 2)
             rows += [{"series": name, **record} for record in found]
     return rows
 
@@ -305,14 +323,16 @@ def print_growth(rows: list[Record]) -> None:
 # --- memory
 
 
-def memory(works: dict[str, Workload], whos: list[str]) -> list[Record]:
+def memory(works: dict[str, Workload], whos: list[str], args: argparse.Namespace) -> list[Record]:
     """Bytes kept between forward and backward: by `summary`, by what NumPy has allocated, and by PyTorch's hooks."""
     rows = []
     for name, work in works.items():
         model = create_model(work.model, num_classes=work.classes, aux_logits=work.heads)
         set_num_threads(1)
         counted = summary(model, (3, work.size, work.size)).saved_bytes * work.batch
-        kept = {who: start(Job(who, [work], [1], ["kept"], 1))[0]["bytes"] for who in whos if who != "torch_compile"}
+        kept = {
+            who: start_job(args, who, [work], [1], ["kept"], 1)[0]["bytes"] for who in whos if who != "torch_compile"
+        }
         rows.append({"workload": name, "batch": work.batch, "summary": counted, "kept": kept})
     return rows
 
@@ -338,7 +358,7 @@ def family(args: argparse.Namespace) -> Iterator[Record]:
     for name in args.models or list_models():
         form = form_of(name)
         work = Workload(name, form.size.native, form.classes, args.batch or FAMILY_BATCH, form.aux_logits)
-        (row,) = start(Job("ours", [work], [args.threads], ["parts_of_step"], 1 if args.quick else 3))
+        (row,) = start_job(args, "ours", [work], [args.threads], ["parts_of_step"], 1 if args.quick else 3)
         row["images_per_second"] = work.batch / sum(row["seconds"].values())
         times = " | ".join(f"{seconds * 1e3:,.1f}" for seconds in row["seconds"].values())
         rate, mb = row["images_per_second"], row["mb"] - row["bare_mb"]

@@ -126,6 +126,7 @@ class Job(NamedTuple):
     repeats: int
     keep_memory: bool = True  # False: a peer with the C library's own setting
     device: int | None = None  # which GPU; None: the CPU
+    python: str = sys.executable  # minigrad's interpreter; a peer runs in this one
 
     def run(self) -> list[Record]:
         """seconds: the median over the repeats; mb: the process's peak so far; start_mb: before the first call;
@@ -263,8 +264,9 @@ def start_each(jobs: list[Job], seconds: float | None = None) -> Iterator[tuple[
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     end = time.perf_counter() + (seconds or 1e9)
     while jobs:
-        command = [sys.executable, "-m", "benchmarks.measure", json.dumps(jobs)]
-        theirs = jobs[0].keep_memory and not Form.of(jobs[0].who).ours
+        ours = Form.of(jobs[0].who).ours
+        command = [jobs[0].python if ours else sys.executable, "-m", "benchmarks.measure", json.dumps(jobs)]
+        theirs = jobs[0].keep_memory and not ours
         environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if theirs else {})
         said, code = "", 0
         try:
@@ -310,6 +312,23 @@ def machine(gpu: str = "") -> Record:
         "blas": ", ".join(blas) or np.__config__.show(mode="dicts")["Build Dependencies"]["blas"]["name"],
         "versions": versions,
     }
+
+
+def interpreter(python: str) -> Record:
+    """Its version and NumPy's; raises Failed where it cannot run minigrad."""
+    code = (
+        "import json, platform, sysconfig, numpy, threadpoolctl, tqdm; print(json.dumps({'python':"
+        "platform.python_version() + ' free-threaded' * bool(sysconfig.get_config_var('Py_GIL_DISABLED')),"
+        "'numpy': numpy.__version__}))"
+    )
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    except OSError as error:
+        raise Failed(f"{python} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        raise Failed(f"{python} cannot run minigrad: {done.stderr.strip().splitlines()[-1]}")
+    versions: Record = json.loads(done.stdout)
+    return versions
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -62,15 +63,14 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
             for item in items:
                 work(item)
             return
-        queue = iter(items)  # next() on it is atomic: whoever is free takes the next item
+        queue = deque(items)
 
         def drain() -> None:
             try:
-                for item in queue:
+                for item in taken_from(queue):
                     work(item)
             except BaseException:
-                for _ in queue:  # leave nothing to the others
-                    pass
+                queue.clear()  # leave nothing to the others
                 raise
 
         def help_out() -> None:
@@ -89,6 +89,17 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
                 future.exception()  # waits
         for future in running:
             future.result()  # raises what a helper raised
+
+
+def taken_from(queue: deque[Item]) -> Iterator[Item]:
+    """The next item for whoever is free, until none is left. popleft is atomic, in a Python without the interpreter
+    lock too, where next() on a shared iterator is not."""
+    while True:
+        try:
+            item = queue.popleft()
+        except IndexError:
+            return
+        yield item
 
 
 def _executor() -> ThreadPoolExecutor:

@@ -45,7 +45,9 @@ def allocated(memory: np.ndarray) -> None:
 
 def around(address: int, size: int) -> np.ndarray | None:
     """The array to which all of so many bytes from here belong."""
-    for whole in list(arrays.values()):
+    for whole in (ref() for ref in arrays.valuerefs()):  # a list: other threads allocate meanwhile
+        if whole is None:
+            continue
         start = whole.ctypes.data
         if start <= address and address + size <= start + whole.nbytes:
             return whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,7 +112,9 @@ def test_another_file_is_not_written_over(run: Run, tmp_path: Path, content: str
 
 
 def arguments(**given: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"threads": 1, "quick": False, "default_malloc": False} | given)
+    return argparse.Namespace(
+        **{"threads": 1, "quick": False, "default_malloc": False, "python": sys.executable} | given
+    )
 
 
 def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +152,7 @@ def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         (["--batch", "x"], "'x' is not a whole number of at least 1"),
         (["--device", "first"], "'first' is not the number of a GPU: 0, 1, …"),
         (["--precision", "tf32"], "--device, --precision and --no-tests are for --backend cupy"),
+        (["--python", "python3.13t", "--backend", "cupy"], "--python is for --backend numpy"),
         (["--device", "0"], "--device, --precision and --no-tests are for --backend cupy"),
         (
             ["growth", "--backend", "cupy"],
@@ -176,6 +180,40 @@ def test_report_without_matplotlib_fails_before_measuring(
 def test_a_process_that_fails_is_quoted() -> None:
     with pytest.raises(measure.Failed, match="PyTorch"):
         measure.start(Job("torch", [TINY._replace(classes=-1)], [1], ["step"], 1))
+
+
+def test_minigrad_runs_in_the_interpreter_that_is_given(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "ran"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1" >> {marker}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(command, "installed", lambda: ["ours"])
+    code, out, err = run("family", "--models", "googlenet_small", "--quick", "--batch", "2", "--python", python)
+    assert (code, err) == (0, "")
+    assert marker.read_text().split() == ["-c", "-m"]  # asked for its versions, then measured
+    assert f"'python': '{platform.python_version()}" in out.split("versions_of_minigrad")[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (None, "python cannot be run: No such file or directory"),
+        (
+            "#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1",
+            "python cannot run minigrad: No module named 'numpy'",
+        ),
+    ],
+)
+def test_an_interpreter_that_does_not_do(run: Run, tmp_path: Path, script: str | None, sentence: str) -> None:
+    python = tmp_path / "python"
+    if script:
+        python.write_text(script)
+        python.chmod(0o755)
+    code, out, err = run("--python", python)
+    assert (code, out) == (1, "")
+    assert err.endswith(f"{sentence}\n")
 
 
 def test_the_other_process_does_not_import_what_it_does_not_measure() -> None:

@@ -115,22 +115,35 @@ def seen_rows(window: Window, part: Block) -> slice:
 
 def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | None = None) -> None:
     """best = the maximum over the cells of the kernel; winner = the number of the first cell that has it."""
-    reached = best.shape[cells[0].axis + 1]  # from here on, output cells have met a cell of the kernel already
-    for tap in cells:
-        if tap.out.start < reached:
-            o, i = tap.cells(stop=reached)
+    first, *others = cells
+    # Where the second cell of the kernel falls inside the image too, it is compared with the first right away.
+    alone = max(first.out.start, others[0].out.stop) if others else first.out.start
+
+    def begin(tap: Tap, start: int, stop: int) -> None:
+        if start < stop:
+            o, i = tap.cells(start, stop)
             best[o] = source[i]
             if winner is not None:
                 winner[o] = tap.number
+
+    begin(first, alone, first.out.stop)
+    reached = first.out.start  # from here on, output cells have met a cell of the kernel already
+    for tap in others:
+        begin(tap, tap.out.start, min(reached, tap.out.stop))
         if reached < tap.out.stop:
             o, i = tap.cells(start=reached)
+            second = tap is others[0]
+            before = source[first.cells(stop=tap.out.stop)[1]] if second else best[o]
             if winner is not None:
-                larger = scratch("mask", best[o].shape, BYTE)
-                np.greater(source[i], best[o], out=larger.view(bool))
+                larger = winner[o] if second else scratch("mask", before.shape, BYTE)
+                np.greater(source[i], before, out=larger.view(bool))
                 larger *= BYTE.type(tap.number)
-                np.maximum(winner[o], larger, out=winner[o])
-            np.maximum(best[o], source[i], out=best[o])
-        reached = min(reached, tap.out.start)
+                if not second:
+                    np.maximum(larger, winner[o], out=winner[o])
+                elif first.number > 0:
+                    np.maximum(larger, BYTE.type(first.number), out=larger)
+            np.maximum(before, source[i], out=best[o])
+        reached = tap.out.start
 
 
 def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
