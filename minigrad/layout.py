@@ -47,7 +47,7 @@ def empty(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + LINE, np.uint8)
     start = -memory.__array_interface__["data"][0] % LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, memory, start)
 
 
 def empty_images(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -55,7 +55,7 @@ def empty_images(xp: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     if len(shape) != 4:
         return empty(xp, shape, dtype)
     n, c, h, w = shape
-    return images(empty(xp, (n * h * w, c), dtype), n, h, w)
+    return empty(xp, (n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def channels_last(xp: Any, x: Array) -> Array:

@@ -28,6 +28,7 @@ Item = TypeVar("Item")
 # every call does twice: tens of microseconds, in which a core works on a megabyte. Halves of these were slower.
 PATCH_BYTES = 1 << 22  # the patches of one block
 BLOCK_BYTES = 1 << 20  # one operand of elementwise work
+ENOUGH = 1 << 24  # multiply-adds of a product that is worth handing to another thread, however few its bytes
 LANES = 8  # partial sums over blocks: a fixed number, whatever the number of threads
 WIDE = 4096  # elements a ufunc's inner loop should have; a row of few channels is too short
 
@@ -56,22 +57,29 @@ def block_bytes(total: int, budget: int) -> int:
     return min(max(total // 8, budget // 4), budget)
 
 
-def cut(n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256) -> list[Block]:
+@functools.lru_cache(maxsize=4096)
+def cut(
+    n: int, size: tuple[int, int], bytes_per_pixel: int, budget: int, least: int = 256, multiply_adds: int = 0
+) -> tuple[Block, ...]:
     """Cut n images of (rows, columns) into blocks: some whole images, or bands of one image.
 
-    budget   bytes of a block
-    least    pixels of a block, even if they take more than the budget: short products are slow
+    budget          bytes of a block
+    least           pixels of a block, even if they take more than the budget: short products are slow
+    multiply_adds   what a pixel costs, if its bytes do not tell
     """
     rows, columns = size
     area = rows * columns
-    wanted = max(block_bytes(n * area * bytes_per_pixel, budget) // bytes_per_pixel, least)  # pixels of one block
+    wanted = block_bytes(n * area * bytes_per_pixel, budget) // bytes_per_pixel  # pixels of one block
+    if multiply_adds:
+        wanted = min(wanted, max(n * area // 8, ENOUGH // multiply_adds))
+    wanted = max(wanted, least)
     if wanted >= area:
-        return [(part, slice(0, rows)) for part in even(n, wanted // area)]
+        return tuple((part, slice(0, rows)) for part in even(n, wanted // area))
     bands = even(rows, max(wanted // columns, 1))
-    return [(slice(i, i + 1), band) for i in range(n) for band in bands]
+    return tuple((slice(i, i + 1), band) for i in range(n) for band in bands)
 
 
-def by_image(parts: list[Block]) -> list[list[Block]]:
+def by_image(parts: Iterable[Block]) -> list[list[Block]]:
     """Blocks of the same images together, for kernels whose bands overlap in their result."""
     together: dict[int, list[Block]] = {}
     for part in parts:
@@ -133,6 +141,14 @@ def column_sums(matrix: Array, c: int | None = None) -> Array:
     sums = ones(len(matrix), matrix.dtype) @ matrix
     by_pixel = sums.reshape(-1, c or width)
     return sums if len(by_pixel) == 1 else ones(len(by_pixel), sums.dtype) @ by_pixel
+
+
+def sum_of_lanes(lanes: Array) -> Array:
+    """Σ over the first axis, in its order."""
+    flat = lanes.reshape(len(lanes), -1)
+    total = np.empty(flat.shape[1], lanes.dtype)
+    each(lambda part: flat[:, part].sum(0, out=total[part]), even(len(total), BLOCK_BYTES // (4 * lanes.itemsize)))
+    return total.reshape(lanes.shape[1:])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -34,6 +34,7 @@ from minigrad.kernels.numpy_.blocks import (
     repeated,
     rows,
     scratch,
+    sum_of_lanes,
     widen,
 )
 from minigrad.kernels.numpy_.norm import Moments, merged, moments, through_batch_norm
@@ -58,7 +59,7 @@ def correlate(
 ) -> Array:  # fmt: skip
     """The images (N, O, OH, OW) of the patches of `source` times filters (KH·KW·C, O)."""
     y = empty_images(np, (n, filters.shape[1], *window.output), dtype)
-    parts = cut(n, window.output, filters.itemsize * len(filters), PATCH_BYTES)
+    parts = cut(n, window.output, filters.itemsize * len(filters), PATCH_BYTES, multiply_adds=filters.size)
 
     def block(i: int) -> None:
         patches = im2col(source, window, parts[i])  # (pixels, KH·KW·C)
@@ -126,7 +127,7 @@ def input_gradient(upstream: Source, n: int, dtype: np.dtype, weight: Array, win
 def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bias: bool) -> tuple[Array, Array | None]:
     """dw = (patches of x)ᵀ · dy, and db = column sums of dy"""
     (kh, kw), c = window.kernel, x.shape[1]
-    parts = cut(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES)
+    parts = cut(len(x), window.output, x.itemsize * kh * kw * c, PATCH_BYTES, multiply_adds=kh * kw * c * o)
     lanes = min(LANES, len(parts))
     dw = np.empty((lanes, kh * kw * c, o), x.dtype)
     db = np.zeros((lanes, o), x.dtype)
@@ -140,7 +141,7 @@ def filter_gradient(upstream: Source, o: int, x: Array, window: Window, with_bia
                 db[i] += column_sums(dy)
 
     each(lane, range(lanes))
-    total = np.ascontiguousarray(dw.sum(0).T)  # (O, KH·KW·C)
+    total = np.ascontiguousarray(sum_of_lanes(dw).T)  # (O, KH·KW·C)
     return total.reshape(o, kh, kw, c).transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
 
@@ -163,7 +164,7 @@ def both_gradients(
     turned = turned_columns(weight)  # (KH·KW·O, C)
     itself = slice((ph * kw + pw) * o, (ph * kw + pw + 1) * o)  # the cell of a patch that runs over dy once
     dx = empty_images(np, x.shape, x.dtype)
-    parts = cut(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES)
+    parts = cut(len(x), window.input, x.itemsize * len(turned), PATCH_BYTES, multiply_adds=2 * turned.size)
     lanes = min(LANES, len(parts))
     dw, db = np.empty((lanes, *turned.shape), x.dtype), np.zeros((lanes, o), x.dtype)
 
@@ -176,7 +177,8 @@ def both_gradients(
                 db[i] += column_sums(dy_patches[:, itself])
 
     each(lane, range(lanes))
-    total = dw.sum(0).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3).copy()  # (O, KH, KW, C)
+    total = sum_of_lanes(dw).reshape(kh, kw, o, c)[::-1, ::-1].transpose(2, 0, 1, 3)  # (O, KH, KW, C)
+    total = np.ascontiguousarray(total)
     return dx, total.transpose(0, 3, 1, 2), db.sum(0) if with_bias else None
 
 

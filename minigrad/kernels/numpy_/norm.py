@@ -177,10 +177,11 @@ def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: flo
 
 def positive_beyond(scale: Array, beta: Array) -> tuple[Array, Array]:
     """Beyond which value v·scale + beta is positive, and for which channels that means below it: both (C,)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        edge = np.where(scale == 0, np.where(beta > 0, -np.inf, np.inf), -beta / scale).astype(scale.dtype)
+    edge = np.where(beta > 0, -np.inf, np.inf).astype(scale.dtype)  # where the scale is 0
+    np.divide(-beta, scale, out=edge, where=scale != 0)
     below = scale < 0
-    return np.where(below, np.nextafter(edge, -np.inf), edge), below  # what is not > edge is ≤ edge
+    np.nextafter(edge, -np.inf, out=edge, where=below)  # what is not > edge is ≤ edge
+    return edge, below
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:

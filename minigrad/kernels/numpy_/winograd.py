@@ -131,7 +131,7 @@ def tiles(size: Pair) -> Pair:
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
-def tile_blocks(n: int, size: Pair, bytes_per_pixel: int) -> list[Block]:
+def tile_blocks(n: int, size: Pair, bytes_per_pixel: int) -> tuple[Block, ...]:
     """Some images, and some rows of tiles of them, whose 16 planes stay in the cache."""
     return cut(n, tiles(size), 16 * bytes_per_pixel, PATCH_BYTES, least=128)
 
