@@ -1,4 +1,8 @@
-"""Pooling: across the columns, then down the rows, each a few ufuncs on shifted parts of a block."""
+"""Pooling: across the columns, then down the rows, each a few ufuncs on shifted parts of a block.
+
+With a stride s a cell of the kernel falls on every s-th row or column: on neighbours in one of the image's s phases,
+which are its cells r, r + s, r + 2s, … along that axis.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from minigrad.kernels.numpy_.blocks import (
     rows,
     scratch,
 )
-from minigrad.layout import Array, Window, empty_images
+from minigrad.layout import Array, Pair, Window, empty_images
 
 Index = tuple[slice, ...]
 
@@ -43,8 +47,14 @@ def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) ->
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = scratch("across", (*source.shape[:2], *out.shape[2:]), x.dtype)
         won = (rows(winners[0], (part[0], seen)), rows(winners[1], part)) if winners else (None, None)
-        maximum_of(source, taps(window, 1), across, won[0])
-        maximum_of(across, taps(window, 0, part[1], seen), out, won[1])
+        columns = phases(source, 1, window.stride)
+        if len(columns) > 1:
+            apart = like(columns)
+            for copy, column in zip(apart, columns, strict=True):
+                copy[...] = column
+            columns = apart
+        maximum_of(columns, taps(window, 1), across, won[0])
+        maximum_of(phases(across, 0, window.stride), taps(window, 0, part[1], seen), out, won[1])
 
     each(block, cut(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
     return y
@@ -62,16 +72,36 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
             seen = slice(0, window.input[0]) if alone else seen_rows(window, part)
             upstream, target = rows(dy, part), rows(dx, (part[0], seen))
             d_across = scratch("across", (*target.shape[:2], *upstream.shape[2:]), dy.dtype)
-            hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), d_across)
-            hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), target, add=not alone)
+            down = phases(d_across, 0, window.stride)
+            hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), down)
+            columns = phases(target, 1, window.stride)
+            sums = columns if alone and len(columns) == 1 else like(columns)
+            hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), sums)
+            for column, total in zip(columns, sums, strict=True):
+                if not alone:
+                    column += total
+                elif total is not column:
+                    column[...] = total
 
     each(block, by_image(cut(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
     return dx
 
 
+def phases(x: Array, axis: int, stride: Pair) -> list[Array]:
+    """Cells r, r + s, r + 2s, … along an axis (0: rows, 1: columns) for each r < s: views."""
+    before = (slice(None),) * (axis + 1)
+    return [x[(*before, slice(r, None, stride[axis]))] for r in range(stride[axis])]
+
+
+def like(columns: list[Array]) -> list[Array]:
+    """Working memory for phases of columns. In the image their pixels are no neighbours, and on rows of only C values
+    a ufunc takes up to four times as long, a copy hardly longer."""
+    return [scratch(f"phase {r}", column.shape, column.dtype) for r, column in enumerate(columns)]
+
+
 def taps(window: Window, axis: int, out: slice | None = None, seen: slice | None = None) -> list[Tap]:
-    """For each cell of the kernel along an axis (0: rows, 1: columns): the output cells for which it falls inside the
-    image, and the input cells it falls on.
+    """For each cell of the kernel along an axis: the output cells for which it falls inside the image, and the input
+    cells it falls on.
 
     out, seen   a band: which output cells, and which input cells, both then counted from their start
     """
@@ -95,15 +125,16 @@ class Tap(NamedTuple):
     first: int  # the input cell it falls on for the first of them
     stride: int
 
+    @property
+    def phase(self) -> int:
+        return self.first % self.stride
+
     def cells(self, start: int = 0, stop: int | None = None) -> tuple[Index, Index]:
-        """Where in the output and where in the input, for output cells from `start` to before `stop`."""
+        """Where in the output and where in the phase of the input, for output cells from `start` to before `stop`."""
         start, stop = max(start, self.out.start), self.out.stop if stop is None else min(stop, self.out.stop)
-        first = self.first + (start - self.out.start) * self.stride
+        first = self.first // self.stride + start - self.out.start
         before = (slice(None),) * (self.axis + 1)
-        return (*before, slice(start, stop)), (
-            *before,
-            slice(first, first + (stop - start - 1) * self.stride + 1, self.stride),
-        )
+        return (*before, slice(start, stop)), (*before, slice(first, first + stop - start))
 
 
 def seen_rows(window: Window, part: Block) -> slice:
@@ -113,8 +144,9 @@ def seen_rows(window: Window, part: Block) -> slice:
     return slice(max(top, 0), min(bottom, window.input[0]))
 
 
-def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | None = None) -> None:
-    """best = the maximum over the cells of the kernel; winner = the number of the first cell that has it."""
+def maximum_of(source: list[Array], cells: list[Tap], best: Array, winner: Array | None = None) -> None:
+    """best = the maximum over the cells of the kernel, winner = the number of the first cell that has it; source in
+    phases."""
     first, *others = cells
     # Where the second cell of the kernel falls inside the image too, it is compared with the first right away.
     alone = max(first.out.start, others[0].out.stop) if others else first.out.start
@@ -122,7 +154,7 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
     def begin(tap: Tap, start: int, stop: int) -> None:
         if start < stop:
             o, i = tap.cells(start, stop)
-            best[o] = source[i]
+            best[o] = source[tap.phase][i]
             if winner is not None:
                 winner[o] = tap.number
 
@@ -133,36 +165,39 @@ def maximum_of(source: Array, cells: list[Tap], best: Array, winner: Array | Non
         if reached < tap.out.stop:
             o, i = tap.cells(start=reached)
             second = tap is others[0]
-            before = source[first.cells(stop=tap.out.stop)[1]] if second else best[o]
+            this = source[tap.phase][i]
+            before = source[first.phase][first.cells(stop=tap.out.stop)[1]] if second else best[o]
             if winner is not None:
                 larger = winner[o] if second else scratch("mask", before.shape, BYTE)
-                np.greater(source[i], before, out=larger.view(bool))
+                np.greater(this, before, out=larger.view(bool))
                 larger *= BYTE.type(tap.number)
                 if not second:
                     np.maximum(larger, winner[o], out=winner[o])
                 elif first.number > 0:
                     np.maximum(larger, BYTE.type(first.number), out=larger)
-            np.maximum(before, source[i], out=best[o])
+            np.maximum(before, this, out=best[o])
         reached = tap.out.start
 
 
-def hand_to(winner: Array, upstream: Array, cells: list[Tap], target: Array, *, add: bool = False) -> None:
-    """target = for each cell the sum of `upstream` over the windows that it won; += if `add`."""
-    # A cell that meets all of both, as the middle one does at stride 1, comes first: it leaves nothing to fill.
-    complete = [tap for tap in cells if upstream[tap.cells()[0]].shape == upstream.shape == target.shape]
-    first = complete[0] if complete and not add else None
-    if first is None and not add:
-        target.fill(0)
-    for tap in sorted(cells, key=lambda tap: tap is not first):
-        o, i = tap.cells()
-        won = scratch("mask", upstream[o].shape, BYTE).view(bool)
-        np.equal(winner[o], BYTE.type(tap.number), out=won)
-        if tap is first:
-            keep_where(won, upstream, out=target)
-            continue
-        taken = scratch("taken", won.shape, upstream.dtype)
-        keep_where(won, upstream[o], out=taken)
-        np.add(target[i], taken, out=target[i])
+def hand_to(winner: Array, upstream: Array, cells: list[Tap], targets: list[Array]) -> None:
+    """targets = for each cell of the phases of an image the sum of `upstream` over the windows that it won."""
+    for phase, target in enumerate(targets):
+        own = [tap for tap in cells if tap.phase == phase]
+        # A cell that meets all of both, as the middle one does at stride 1, comes first: it leaves nothing to fill.
+        complete = [tap for tap in own if upstream[tap.cells()[0]].shape == upstream.shape == target.shape]
+        first = complete[0] if complete else None
+        if first is None:
+            target.fill(0)
+        for tap in sorted(own, key=lambda tap: tap is not first):
+            o, i = tap.cells()
+            won = scratch("mask", upstream[o].shape, BYTE).view(bool)
+            np.equal(winner[o], BYTE.type(tap.number), out=won)
+            if tap is first:
+                keep_where(won, upstream, out=target)
+                continue
+            taken = scratch("taken", won.shape, upstream.dtype)
+            keep_where(won, upstream[o], out=taken)
+            np.add(target[i], taken, out=target[i])
 
 
 def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
@@ -173,11 +208,9 @@ def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:
         seen = seen_rows(window, part)
         source, out = rows(x, (part[0], seen)), rows(y, part)
         across = np.zeros((*source.shape[:2], window.output[1], source.shape[3]), x.dtype)
-        for o, i in (tap.cells() for tap in taps(window, 1)):
-            across[o] += source[i]
+        add_up(phases(source, 1, window.stride), taps(window, 1), across)
         out.fill(0)
-        for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
-            out[o] += across[i]
+        add_up(phases(across, 0, window.stride), taps(window, 0, part[1], seen), out)
         out *= share[part[1]]
 
     each(block, cut(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
@@ -195,14 +228,25 @@ def avg_pool_dx(dy: Array, window: Window, count_padding: bool) -> Array:
             seen = seen_rows(window, part)
             spread = rows(dy, part) * share[part[1]]
             d_across = np.zeros((len(spread), seen.stop - seen.start, window.output[1], c), dy.dtype)
-            for o, i in (tap.cells() for tap in taps(window, 0, part[1], seen)):
-                d_across[i] += spread[o]
-            target = rows(dx, (part[0], seen))
-            for o, i in (tap.cells() for tap in taps(window, 1)):
-                target[i] += d_across[o]
+            spread_out(spread, taps(window, 0, part[1], seen), phases(d_across, 0, window.stride))
+            spread_out(d_across, taps(window, 1), phases(rows(dx, (part[0], seen)), 1, window.stride))
 
     each(block, by_image(cut(n, window.output, dy.itemsize * c, BLOCK_BYTES)))
     return dx
+
+
+def add_up(source: list[Array], cells: list[Tap], total: Array) -> None:
+    """total += the sum over the cells of the kernel; source in phases."""
+    for tap in cells:
+        o, i = tap.cells()
+        total[o] += source[tap.phase][i]
+
+
+def spread_out(upstream: Array, cells: list[Tap], targets: list[Array]) -> None:
+    """targets, in phases, += for each cell the sum of `upstream` over its windows."""
+    for tap in cells:
+        o, i = tap.cells()
+        targets[tap.phase][i] += upstream[o]
 
 
 def reciprocal_counts(window: Window, count_padding: bool, dtype: np.dtype) -> Array:
