@@ -178,7 +178,8 @@ def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: flo
 def positive_beyond(scale: Array, beta: Array) -> tuple[Array, Array]:
     """Beyond which value v·scale + beta is positive, and for which channels that means below it: both (C,)."""
     edge = np.where(beta > 0, -np.inf, np.inf).astype(scale.dtype)  # where the scale is 0
-    np.divide(-beta, scale, out=edge, where=scale != 0)
+    with np.errstate(invalid="ignore"):  # of weights that are infinite
+        np.divide(-beta, scale, out=edge, where=scale != 0)
     below = scale < 0
     np.nextafter(edge, -np.inf, out=edge, where=below)  # what is not > edge is ≤ edge
     return edge, below

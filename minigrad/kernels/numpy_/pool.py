@@ -49,7 +49,7 @@ def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) ->
         won = (rows(winners[0], (part[0], seen)), rows(winners[1], part)) if winners else (None, None)
         columns = phases(source, 1, window.stride)
         if len(columns) > 1:
-            apart = like(columns)
+            apart = side_by_side(columns)
             for copy, column in zip(apart, columns, strict=True):
                 copy[...] = column
             columns = apart
@@ -75,7 +75,7 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
             down = phases(d_across, 0, window.stride)
             hand_to(rows(winners[1], part), upstream, taps(window, 0, part[1], seen), down)
             columns = phases(target, 1, window.stride)
-            sums = columns if alone and len(columns) == 1 else like(columns)
+            sums = columns if alone and len(columns) == 1 else side_by_side(columns)
             hand_to(rows(winners[0], (part[0], seen)), d_across, taps(window, 1), sums)
             for column, total in zip(columns, sums, strict=True):
                 if not alone:
@@ -93,7 +93,7 @@ def phases(x: Array, axis: int, stride: Pair) -> list[Array]:
     return [x[(*before, slice(r, None, stride[axis]))] for r in range(stride[axis])]
 
 
-def like(columns: list[Array]) -> list[Array]:
+def side_by_side(columns: list[Array]) -> list[Array]:
     """Working memory for phases of columns. In the image their pixels are no neighbours, and on rows of only C values
     a ufunc takes up to four times as long, a copy hardly longer."""
     return [scratch(f"phase {r}", column.shape, column.dtype) for r, column in enumerate(columns)]
