@@ -1,4 +1,4 @@
-"""What is particular to the NumPy kernels: Winograd's way, and the same bits for any number of threads."""
+"""What is particular to the NumPy kernels: Winograd's way, blocks and phases, the same bits for any number of threads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from kernel_cases import (
 )
 
 from minigrad import threads
-from minigrad.kernels import kernels, numpy_
+from minigrad.kernels import kernels, numpy_, reference
 from minigrad.kernels.numpy_ import blocks, winograd
+from minigrad.layout import Window, channels_last
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
@@ -123,3 +124,31 @@ def test_same_bits_for_any_number_of_threads(restore_threads: None, case: Case) 
     for first, second, third in zip(*runs, strict=True):
         np.testing.assert_array_equal(first, second)
         np.testing.assert_array_equal(first, third)
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 512])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (5, 2)])
+def test_pools_in_phases_and_bands(
+    monkeypatch: pytest.MonkeyPatch, budget: int, stride: int, kernel: int, padding: int
+) -> None:
+    """Whole images and bands of them, odd and narrow ones, with ties."""
+    monkeypatch.setattr(numpy_.pool, "BLOCK_BYTES", budget)
+    random = np.random.default_rng(stride)
+    for size in ((7, 9), (12, 5), (5, 6), (30, 31)):
+        window = Window.of(size, kernel, stride, padding)
+        x = channels_last(np, random.integers(0, 4, (3, 5, *size)).astype(np.float64))
+        y, winners = numpy_.max_pool_winners(x, window)
+        dy = channels_last(np, random.standard_normal(y.shape))
+        best, first = reference.max_pool_winners(x, window)
+        np.testing.assert_array_equal(y, best)
+        found = numpy_.max_pool_dx(dy, winners, window)
+        np.testing.assert_allclose(found, reference.max_pool_dx(dy, first, window), atol=1e-12)
+        ours, plain = (k.avg_pool_dx(dy, window, False) for k in (numpy_, reference))
+        np.testing.assert_allclose(ours, plain, atol=1e-12)
+
+
+def test_a_heavy_product_of_few_bytes_is_shared() -> None:
+    light, heavy = (blocks.cut(16, (7, 7), 512, blocks.PATCH_BYTES, multiply_adds=n) for n in (0, 200_000))
+    assert len(light) == 1
+    assert len(heavy) == 4  # of 256 pixels at most
