@@ -1,4 +1,4 @@
-"""What is particular to the NumPy kernels: Winograd's way, blocks and phases, the same bits for any number of threads."""
+"""What is particular to the NumPy kernels: Winograd's way, blocks, phases, the same bits for any number of threads."""
 
 from __future__ import annotations
 
