@@ -7,7 +7,8 @@ first in each function. The blocks follow from the shapes alone, and sums over b
 the results are the same bits for any number of threads.
 
     blocks.py     how the work is cut, wide rows, working memory
-    conv.py       im2col and products; winograd.py: 3×3 convolutions with fewer multiplications
+    patches.py    im2col, col2im, padding
+    conv.py       products of patches and filters; winograd.py: 3×3 convolutions with fewer multiplications
     norm.py       batch norm and local response normalisation
     pool.py       maximum and mean of windows
 """

@@ -1,11 +1,12 @@
-"""Convolution: im2col and a matrix product, block by block. Read `blocks` and `correlate` first, then `both_gradients`.
+"""Convolution: im2col and a matrix product, block by block.
 
-Forward, patches of x times filters, is `correlate`. Backward goes one of three ways:
+Read `blocks`, `patches` and `correlate` first, then `both_gradients`. Forward is `correlate`, patches of x times
+filters. Backward goes one of three ways:
 
     both_gradients    stride 1: patches of dy, which give dx and dw at once
     input_gradient, filter_gradient    other strides, or if only one is wanted: by the book, dx = col2im(dy · filters)
                       and dw = patches of xᵀ · dy
-    winograd          3×3 at stride 1 with many channels, where it pays
+    winograd          3×3 at stride 1, where it pays
 
 A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
 gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never
@@ -38,6 +39,7 @@ from minigrad.kernels.numpy_.blocks import (
     widen,
 )
 from minigrad.kernels.numpy_.norm import Moments, merged, moments, through_batch_norm
+from minigrad.kernels.numpy_.patches import add_inside, col2im, im2col
 from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
 
@@ -233,75 +235,6 @@ def product_of_transposed(a: Array, b: Array, total: Array, *, add: bool = False
 def stack(matrix: Array, piece: int) -> Array:
     """The rows, `piece` at a time: (rows / piece, piece, columns), a view."""
     return matrix.reshape(-1, piece, matrix.shape[1], copy=False)
-
-
-# --- patches
-
-
-def im2col(source: Source, window: Window, part: Block) -> Array:
-    """The patches that a block's output pixels see: (pixels, KH·KW·C). The pixel matrix itself for 1×1."""
-    if window.is_pointwise:
-        return matrix(source(part))
-    (kh, kw), (sh, sw) = window.kernel, window.stride
-    band = padded(source, window, part)  # (images, rows, columns, C)
-    n, _, _, c = band.shape
-    count, ow = part[1].stop - part[1].start, window.output[1]
-    image, row, column, channel = band.strides
-    # Output pixel (i, j) of image n is the window of the band at n, i·sh, j·sw.
-    shape, strides = (n, count, ow, kh, kw, c), (image, row * sh, column * sw, row, column, channel)
-    windows: Array = np.ndarray(shape, band.dtype, band, 0, strides)  # as_strided, without its overhead
-    patches = scratch("patches", shape, band.dtype)
-    np.copyto(patches, windows)
-    return patches.reshape(n * count * ow, kh * kw * c)
-
-
-def col2im(patches: Array, window: Window, part: Block) -> Array:
-    """Patches added up where they overlap: the band (images, rows, columns, C). The transpose of im2col."""
-    (kh, kw), ow = window.kernel, window.output[1]
-    (sh, sw), count = window.stride, part[1].stop - part[1].start
-    cells = patches.reshape(-1, count, ow, kh, kw, patches.shape[1] // (kh * kw))
-    band = np.zeros((len(cells), *padded_size(window, part), cells.shape[5]), patches.dtype)
-    for u in range(kh):
-        for v in range(kw):
-            band[:, u : u + (count - 1) * sh + 1 : sh, v : v + (ow - 1) * sw + 1 : sw] += cells[:, :, :, u, v]
-    return band
-
-
-def padded(source: Source, window: Window, part: Block) -> Array:
-    """The input rows that a block's windows see, zeros around them: (images, rows, columns, C), C contiguous."""
-    height, width = padded_size(window, part)
-    seen, there = inside(window, part)
-    values = source((part[0], seen[0]))[:, :, seen[1]]
-    if there == (slice(0, height), slice(0, width)) and values.flags.c_contiguous:
-        return values
-    band = scratch("band", (len(values), height, width, values.shape[3]), values.dtype)
-    (top, bottom), (left, right) = ((part.start, part.stop) for part in there)
-    band[:, :top], band[:, bottom:], band[:, :, :left], band[:, :, right:] = 0, 0, 0, 0
-    band[:, *there] = values
-    return band
-
-
-def add_inside(dx: Array, band: Array, window: Window, part: Block) -> None:
-    """Add a band's part inside the image to dx. The transpose of `padded`."""
-    seen, there = inside(window, part)
-    target = dx[part[0]].transpose(0, 2, 3, 1)[:, *seen]
-    target += band[:, *there]
-
-
-def padded_size(window: Window, part: Block) -> tuple[int, int]:
-    """Rows and columns of the band that a block's windows cover."""
-    (kh, kw), (sh, sw) = window.kernel, window.stride
-    return (part[1].stop - part[1].start - 1) * sh + kh, (window.output[1] - 1) * sw + kw
-
-
-def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a band lies in the image, and the image in the band: (rows, columns) of each."""
-    (h, w), (ph, pw) = window.input, window.padding
-    height, width = padded_size(window, part)
-    top = part[1].start * window.stride[0] - ph
-    rows = slice(max(top, 0), min(top + height, h))
-    columns = slice(0, min(width - pw, w))
-    return (rows, columns), (slice(rows.start - top, rows.stop - top), slice(pw, pw + columns.stop))
 
 
 # --- convolution, batch norm and ReLU in one
