@@ -262,11 +262,12 @@ LARGE = [
         Case(name, shape, kernel, stride, kernel // 2, filters=filters)
         for name in FUSED
         for shape, kernel, stride, filters in (
-            ((67, 32, 14, 14), 3, 1, 40),
+            ((67, 32, 14, 14), 3, 1, 16),
             ((1, 16, 131, 127), 3, 1, 24),  # bands of rows
             ((19, 16, 29, 29), 3, 2, 24),
             ((29, 64, 28, 28), 1, 1, 32),
             ((13, 48, 14, 14), 3, 1, 56),  # Winograd's way
+            ((5, 40, 20, 20), 5, 1, 64),
         )
     ),
     Case("conv_bn_relu_backward", (29, 64, 28, 28), 1, options=(8, 17), filters=40),  # three units on one input
@@ -276,13 +277,14 @@ LARGE = [
         for shape, kernel, stride, padding, filters in (
             ((1, 16, 131, 127), 3, 1, 1, 24),  # one large image: bands of rows
             ((1, 3, 224, 224), 7, 2, 3, 16),  # a stem
-            ((67, 32, 14, 14), 3, 1, 1, 40),  # many images and a rest
+            ((67, 32, 14, 14), 3, 1, 1, 16),  # many images and a rest
             ((211, 24, 7, 7), 5, 1, 2, 16),
             ((29, 64, 28, 28), 1, 1, 0, 32),  # the pixel matrix itself
             ((19, 16, 29, 29), 3, 2, 0, 24),
             ((9, 16, 33, 31), (1, 7), 1, (0, 3), 16),
             ((1, 48, 67, 61), 3, 1, 1, 64),  # many channels: Winograd's, here in bands of rows of tiles
             ((37, 56, 13, 14), 3, 1, 0, 48),
+            ((3, 48, 31, 30), 5, 1, 1, 64),
         )
     ),
     *(

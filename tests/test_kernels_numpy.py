@@ -28,26 +28,28 @@ from minigrad.kernels.numpy_ import blocks, winograd
 from minigrad.layout import Window, channels_last
 
 
-def test_winograd_in_one_dimension() -> None:
-    """y = Aᵀ[(Bᵀd) ⊙ (Gg)] is a convolution of six numbers with three."""
-    d, g = np.arange(6) ** 1.5 - 5, np.array([0.3, -1.2, 0.7])
-    a, b_transposed = winograd.at_points(3), winograd.through_points()
-    g_values = winograd.at_points(2) @ g / winograd.denominators()
+@pytest.mark.parametrize("k", winograd.SIZES)
+def test_winograd_in_one_dimension(k: int) -> None:
+    """y = Aᵀ[(Bᵀd) ⊙ (Gg)] is a convolution of six numbers with k."""
+    d, g = np.arange(6) ** 1.5 - 5, np.array([0.3, -1.2, 0.7, 1.9, -0.6])[:k]
+    a, b_transposed = winograd.at_points(6 - k), winograd.through_points()
+    g_values = winograd.at_points(k - 1) @ g / winograd.denominators()
     np.testing.assert_allclose(a.T @ ((b_transposed @ d) * g_values), np.correlate(d, g), rtol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 1), (0, 2)], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 5, 13, 14), (3, 2, 2, 2), (2, 4, 1, 1), (2, 1, 4, 9)], ids=str)
-def test_winograd(dtype: str, shape: tuple[int, ...], padding: Any, layout: str) -> None:
+@pytest.mark.parametrize("k", winograd.SIZES)
+def test_winograd(dtype: str, k: int, shape: tuple[int, ...], padding: Any, layout: str) -> None:
     """Tiles that stick out, tiles of nothing but padding; few channels, for which the table takes im2col."""
-    if min(shape[2:]) + 2 * np.min(padding) < 3:
-        padding = 1
-    case = Case("conv2d", shape, padding=padding)
+    if min(shape[2:]) + 2 * np.min(padding) < k:
+        padding = k // 2
+    case = Case("conv2d", shape, k, padding=padding)
     assert not winograd.pays(shape, case.filters, case.window)
     (y,) = call(winograd, "conv2d", bring_all(np, case.name, arguments(case), dtype, layout), dtype)
     assert_close(y, expected(case)[0], TOLERANCE[dtype])
-    if np.max(padding) > 1:
+    if np.max(padding) > k // 2:
         return
     case = case._replace(name="conv2d_backward")
     dy, x, weight, window, _, _, with_bias = bring_all(np, case.name, arguments(case), dtype, layout)
@@ -78,6 +80,15 @@ def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken(case._replace(shape=(1, 64, 7, 7))) == []  # few pixels
     assert taken(case._replace(stride=2)) == []
     assert taken(case._replace(kernel=(1, 3), padding=(0, 1))) == []
+    assert taken(case._replace(padding=2)) == ["conv2d"]  # dy is larger than x
+    assert taken(case._replace(kernel=5, padding=2)) == ["conv2d", "conv2d_backward"]
+    assert taken(case._replace(kernel=7, padding=3)) == []
+
+
+@pytest.mark.parametrize("k", winograd.SIZES)
+def test_large_cases_go_both_ways(k: int) -> None:
+    cases = [case for case in LARGE if case.name == "conv2d_backward" and case.kernel == k and case.stride == 1]
+    assert {winograd.pays(case.shape, case.filters, case.window) for case in cases} == {True, False}
 
 
 @given(n=st.integers(1, 300), rows=st.integers(1, 130), columns=st.integers(1, 130), pixel=st.integers(4, 20_000))

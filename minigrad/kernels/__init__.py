@@ -1,8 +1,8 @@
 """The kernel table: the same functions in three modules, chosen by the type of the array.
 
     reference   plain loops that follow the formula: the definition, and the tests' oracle
-    numpy_      pixel-matrix products over blocks of images, blocks spread over threads; for 3×3 convolutions by
-                way of `winograd` where that pays, which needs fewer multiplications
+    numpy_      pixel-matrix products over blocks of images, blocks spread over threads; 3×3 and 5×5
+                convolutions by way of `winograd` where that pays, which needs fewer multiplications
     cupy_       the same on an NVIDIA GPU: products by cuBLAS, the rest by the CUDA kernels in `cuda/`
 
 What has a window, a reduction over pixels or a fused form goes through this table; elementwise code elsewhere

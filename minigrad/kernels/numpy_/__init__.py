@@ -8,7 +8,7 @@ the results are the same bits for any number of threads.
 
     blocks.py     how the work is cut, wide rows, working memory
     patches.py    im2col, col2im, padding
-    conv.py       products of patches and filters; winograd.py: 3×3 convolutions with fewer multiplications
+    conv.py       products of patches and filters; winograd.py: 3×3 and 5×5 with fewer multiplications
     norm.py       batch norm and local response normalisation
     pool.py       maximum and mean of windows
 """

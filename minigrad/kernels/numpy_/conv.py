@@ -6,7 +6,7 @@ filters. Backward goes one of three ways:
     both_gradients    stride 1: patches of dy, which give dx and dw at once
     input_gradient, filter_gradient    other strides, or if only one is wanted: by the book, dx = col2im(dy · filters)
                       and dw = patches of xᵀ · dy
-    winograd          3×3 at stride 1, where it pays
+    winograd          3×3 and 5×5 at stride 1, where it pays
 
 A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
 gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never
@@ -99,7 +99,8 @@ def gradients(
     upstream: Source, x: Array, weight: Array, window: Window, needs_dx: bool, needs_dw: bool, with_bias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
     """dx, dw, db, by the way that the sizes favour."""
-    if needs_dx and needs_dw and max(window.padding) <= 1 and winograd.pays(x.shape, len(weight), window):
+    small_padding = 2 * max(window.padding) < min(window.kernel)  # dy is no larger than x
+    if needs_dx and needs_dw and small_padding and winograd.pays(x.shape, len(weight), window):
         return winograd.conv2d_backward(upstream, x, weight, window, with_bias)
     return both_gradients(upstream, x, weight, window, needs_dx, needs_dw, with_bias)
 

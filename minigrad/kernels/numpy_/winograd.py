@@ -1,4 +1,4 @@
-"""3×3 convolutions with fewer multiplications: Winograd's F(4×4, 3×3).
+"""3×3 and 5×5 convolutions with fewer multiplications: Winograd's F(4×4, 3×3) and F(2×2, 5×5).
 
 Lavin, Gray: Fast algorithms for convolutional neural networks, arXiv:1509.09308, section 4.
 
@@ -16,7 +16,8 @@ the filter g, four neighbouring outputs from six inputs.
 
 In two dimensions. Let d be six rows of an image, g the three rows of a filter, and each of the six products a
 convolution along the rows, for which the same formula holds: y = Aᵀ[(BᵀdB) ⊙ (GgGᵀ)]A. A tile of 6×6 inputs gives 4×4
-outputs with 36 multiplications instead of 144. Tiles overlap by two pixels.
+outputs with 36 multiplications instead of 144. Tiles overlap by two pixels. With polynomials of two and of five
+coefficients, whose product has six as well, all of this holds for 2×2 outputs of a 5×5 filter: 36 instead of 100.
 
 With channels. Each of the 36 products is summed over C input channels, for all tiles and O filters: 36 matrix
 products (tiles, C) · (C, O), one for each cell (i, j) of a tile. So everything lies in 36 planes of pixel matrices.
@@ -59,8 +60,9 @@ from minigrad.kernels.numpy_.blocks import (
 from minigrad.kernels.numpy_.patches import padded
 from minigrad.layout import Array, Window, empty, empty_images
 
-TILE, SEEN = 4, 6  # outputs and inputs of a tile, on each axis
+SEEN = 6  # inputs of a tile on each axis; it makes 7 − k outputs for k×k filters
 CELLS = SEEN * SEEN
+SIZES = 3, 5  # of filters
 # Where polynomials are evaluated, besides ∞: near 1, apart from each other, and binary fractions. With 0, ±1 and ±2, as
 # usual, the largest error is five times as large.
 POINTS = 0, 3 / 4, -3 / 4, 3 / 2, -3 / 2
@@ -70,27 +72,27 @@ FILTERS = 16  # so many at a time are transformed
 
 def pays(x_shape: tuple[int, ...], filters: int, window: Window) -> bool:
     """Is it faster than im2col? From the shapes alone, as measured on one core and on two."""
-    if window.kernel != (3, 3) or window.stride != (1, 1):
+    (k, across), (n, c, *_) = window.kernel, x_shape
+    if k not in SIZES or k != across or window.stride != (1, 1):
         return False
-    n, c = x_shape[:2]
-    count = n * math.prod(tiles(window, SEEN).output)
+    count = n * math.prod(tiles(window)[0].output)
     # In multiplications for each pair of channel and filter: what is saved; what it takes to transform the filter; what
     # it takes to transform a tile, of which a pair has its share. The last two were measured: they are copies, too.
-    saved = 9 * n * math.prod(window.output) - CELLS * count
+    saved = k * k * n * math.prod(window.output) - CELLS * count
     return saved >= 1700 + 1200 * count * (1 / c + 1 / filters)
 
 
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, finish: Finish | None = None) -> Array:
     """y = Aᵀ[(BᵀxB) ⊙ (GgGᵀ)]A, block by block"""
-    u = filter_planes(weight.transpose(2, 3, 1, 0).reshape(9, *weight.shape[1::-1]))  # (36, C, O)
+    u = filter_planes(weight.transpose(2, 3, 1, 0))  # (36, C, O)
     y = empty_images(np, (len(x), len(weight), *window.output), x.dtype)
     bias_row = None if bias is None else repeated(bias)
-    seen = tiles(window, SEEN)
+    seen, made = tiles(window)
     parts = tile_blocks(len(x), seen, x.itemsize * sum(u.shape[1:]))
 
     def block(i: int) -> None:
-        v = transformed(INPUT, apart(padded(partial(rows, x), seen, parts[i]), SEEN), "v")  # (36, tiles, C)
-        out = outputs(products(v, u), y, parts[i])  # (pixels, O)
+        v = transformed(INPUT, apart(padded(partial(rows, x), seen, parts[i]), seen), "v")  # (36, tiles, C)
+        out = outputs(products(v, u), y, made, parts[i])  # (pixels, O)
         if bias_row is not None:
             wide, b = widen(out, bias_row)
             wide += b
@@ -104,12 +106,12 @@ def conv2d(x: Array, weight: Array, bias: Array | None, window: Window, finish: 
 def conv2d_backward(
     upstream: Source, x: Array, weight: Array, window: Window, with_bias: bool
 ) -> tuple[Array, Array, Array | None]:
-    """dx, dw, db of a convolution with a padding of 0 or 1, so that dy is no larger than x."""
-    (o, c), (ph, pw) = weight.shape[:2], window.padding
-    mirror = Window.of(window.output, 3, 1, (2 - ph, 2 - pw))
-    u = filter_planes(weight.transpose(2, 3, 0, 1).reshape(9, o, c)[::-1])  # (36, O, C), of the turned filters
+    """dx, dw, db of a convolution with a padding of less than half a filter, so that dy is no larger than x."""
+    (o, c, k, _), (ph, pw) = weight.shape, window.padding
+    mirror = Window.of(window.output, k, 1, (k - 1 - ph, k - 1 - pw))
+    u = filter_planes(weight.transpose(2, 3, 0, 1)[::-1, ::-1])  # (36, O, C), of the turned filters
     dx = empty_images(np, x.shape, x.dtype)
-    seen, own = tiles(mirror, SEEN), tiles(Window.of(window.input, 1), TILE)
+    seen, made = tiles(mirror)
     parts = tile_blocks(len(x), seen, x.itemsize * (o + c))
     lanes = min(LANES, len(parts))
     du, db = empty(np, (lanes, *u.shape), x.dtype), np.zeros((lanes, o), x.dtype)
@@ -118,15 +120,16 @@ def conv2d_backward(
         for part in parts[i::lanes]:
             dy = padded(upstream, seen, part)  # (images, rows, columns, O)
             if with_bias:
-                below = slice(2 - ph, 2 - ph + TILE * (part[1].stop - part[1].start))  # the rows of x in this block
-                db[i] += column_sums(matrix(dy[:, below]))
-            v = transformed(INPUT, apart(dy, SEEN), "v")  # (36, tiles, O)
-            outputs(products(v, u), dx, part)
-            dm = transformed(OUTPUT.T, apart(padded(partial(rows, x), own, part), TILE), "m")  # (36, tiles, C)
+                own = slice(mirror.padding[0], dy.shape[1] - ph)  # the rows of dy where x has rows in this block
+                db[i] += column_sums(matrix(dy[:, own]))
+            v = transformed(INPUT, apart(dy, seen), "v")  # (36, tiles, O)
+            outputs(products(v, u), dx, made, part)
+            xs = apart(padded(partial(rows, x), made, part), made)
+            dm = transformed(OUTPUT[k].T, xs, "m")  # (36, tiles, C)
             multiply(v.matrices.transpose(0, 2, 1), dm.matrices, du[i], add=part is not parts[i])
 
     each(lane, range(lanes))
-    return dx, filter_gradients(du), db.sum(0) if with_bias else None
+    return dx, filter_gradients(du, k), db.sum(0) if with_bias else None
 
 
 # --- A, B and G
@@ -150,19 +153,20 @@ def denominators() -> Array:
 
 
 # For tiles as vectors: M d Mᵀ, row by row, is (M ⊗ M) · (d, row by row).
-INPUT, OUTPUT, FILTER = (
-    np.kron(m, m)
-    for m in (through_points(), at_points(TILE - 1).T, at_points(2) / denominators()[:, None])  # Bᵀ, Aᵀ, G
-)  # (36, 36), (16, 36), (36, 9)
+INPUT = np.kron(*2 * [through_points()])  # Bᵀ: (36, 36)
+OUTPUT = {k: np.kron(*2 * [at_points(SEEN - k).T]) for k in SIZES}  # Aᵀ: (outputs, 36)
+FILTER = {k: np.kron(*2 * [at_points(k - 1) / denominators()[:, None]]) for k in SIZES}  # G: (36, k·k)
 
 
 # --- tiles
 
 
-def tiles(window: Window, size: int) -> Window:
-    """The window of tiles of size×size on the same input; the last ones may stick out."""
-    down, across = (-(-length // TILE) for length in window.output)
-    return Window(window.input, (size, size), (TILE, TILE), window.padding, (down, across))
+def tiles(window: Window) -> tuple[Window, Window]:
+    """What tiles see of the input and make of the output, both as windows. The last ones may stick out."""
+    size = SEEN + 1 - window.kernel[0]
+    down, across = (-(-length // size) for length in window.output)
+    seen = Window(window.input, (SEEN, SEEN), (size, size), window.padding, (down, across))
+    return seen, Window(window.output, (size, size), (size, size), (0, 0), (down, across))
 
 
 def tile_blocks(n: int, seen: Window, bytes_per_pixel: int) -> tuple[Block, ...]:
@@ -171,12 +175,13 @@ def tile_blocks(n: int, seen: Window, bytes_per_pixel: int) -> tuple[Block, ...]
     return cut(n, seen.output, CELLS * bytes_per_pixel, PATCH_BYTES, least)
 
 
-def cells(grid: Array, size: int) -> Array:
-    """Cell (i, j) of each tile of a grid of pixels: (size, size, images, rows, columns, C), a view."""
+def cells(grid: Array, tile: Window) -> Array:
+    """Cell (i, j) of each tile of a grid of pixels: (cells down, across, images, rows, columns, C), a view."""
+    (down, across), (step, _) = tile.kernel, tile.stride
     n, height, width, c = grid.shape
     image, row, column, channel = grid.strides
-    shape = (size, size, n, (height - size) // TILE + 1, (width - size) // TILE + 1, c)
-    return np.ndarray(shape, grid.dtype, grid, 0, (row, column, image, TILE * row, TILE * column, channel))
+    shape = (down, across, n, (height - down) // step + 1, (width - across) // step + 1, c)
+    return np.ndarray(shape, grid.dtype, grid, 0, (row, column, image, step * row, step * column, channel))
 
 
 class Planes(NamedTuple):
@@ -194,10 +199,10 @@ def planes(purpose: str, count: int, tiles: int, c: int, dtype: np.dtype) -> Pla
     return Planes(whole, whole[:, :n].reshape(count, tiles, c, copy=False))
 
 
-def apart(grid: Array, size: int) -> Planes:
+def apart(grid: Array, tile: Window) -> Planes:
     """The cells of the tiles of a grid of pixels."""
-    view = cells(grid, size)
-    result = planes("tiles", size * size, math.prod(view.shape[2:5]), view.shape[5], grid.dtype)
+    view = cells(grid, tile)
+    result = planes("tiles", math.prod(tile.kernel), math.prod(view.shape[2:5]), view.shape[5], grid.dtype)
     np.copyto(result.matrices.reshape(view.shape, copy=False), view)
     return result
 
@@ -218,14 +223,15 @@ def products(v: Planes, u: Array) -> Planes:
     return result
 
 
-def outputs(m: Planes, y: Array, part: Block) -> Array:
+def outputs(m: Planes, y: Array, made: Window, part: Block) -> Array:
     """AᵀmA into a block of y, which is returned: (pixels, O)."""
-    block = rows(y, (part[0], slice(TILE * part[1].start, TILE * part[1].stop)))
+    size = made.stride[0]
+    block = rows(y, (part[0], slice(size * part[1].start, size * part[1].stop)))
     n, h, w, o = block.shape
-    size = TILE * (part[1].stop - part[1].start), TILE * -(-w // TILE)
-    whole = block if (h, w) == size else scratch("band", (n, *size, o), y.dtype)
-    view = cells(whole, TILE)
-    np.copyto(view, transformed(OUTPUT, m, "tiles").matrices.reshape(view.shape, copy=False))
+    extent = size * (part[1].stop - part[1].start), size * made.output[1]
+    whole = block if (h, w) == extent else scratch("band", (n, *extent, o), y.dtype)
+    view = cells(whole, made)
+    np.copyto(view, transformed(OUTPUT[SEEN + 1 - size], m, "tiles").matrices.reshape(view.shape, copy=False))
     if whole is not block:
         block[...] = whole[:, :h, :w]
     return matrix(block)
@@ -235,28 +241,28 @@ def outputs(m: Planes, y: Array, part: Block) -> Array:
 
 
 def filter_planes(taps: Array) -> Array:
-    """GgGᵀ: (36, I, J) from the nine cells of the filters (9, I, J)."""
-    _, i, j = taps.shape
+    """GgGᵀ: (36, I, J) from the cells of the filters (k, k, I, J)."""
+    k, _, i, j = taps.shape
     u = empty(np, (CELLS, i * j), taps.dtype)
-    by = FILTER.astype(taps.dtype)
+    by = FILTER[k].astype(taps.dtype)
 
     def block(part: slice) -> None:
-        np.matmul(by, taps[:, part].reshape(9, -1), out=u[:, part.start * j : part.stop * j])
+        np.matmul(by, taps[:, :, part].reshape(k * k, -1), out=u[:, part.start * j : part.stop * j])
 
     each(block, even(i, FILTERS))
     return u.reshape(CELLS, i, j)
 
 
-def filter_gradients(du: Array) -> Array:
-    """GᵀdUG of the sum over lanes, turned back: (O, C, KH, KW) from (lanes, 36, O, C)."""
+def filter_gradients(du: Array, k: int) -> Array:
+    """GᵀdUG of the sum over lanes, turned back: (O, C, k, k) from (lanes, 36, O, C)."""
     lanes, _, o, c = du.shape
-    dw = empty(np, (o, 9, c), du.dtype)
-    by = np.tile(FILTER.T.astype(du.dtype), lanes)  # (9, lanes·36): the product sums over lanes too
+    dw = empty(np, (o, k * k, c), du.dtype)
+    by = np.tile(FILTER[k].T.astype(du.dtype), lanes)  # (k·k, lanes·36): the product sums over lanes too
     flat = du.reshape(lanes * CELLS, o * c)
 
     def block(part: slice) -> None:
         taps = by @ flat[:, part.start * c : part.stop * c]
-        dw[part] = taps.reshape(9, -1, c)[::-1].transpose(1, 0, 2)
+        dw[part] = taps.reshape(k * k, -1, c)[::-1].transpose(1, 0, 2)
 
     each(block, even(o, FILTERS))
-    return dw.reshape(o, 3, 3, c).transpose(0, 3, 1, 2)
+    return dw.reshape(o, k, k, c).transpose(0, 3, 1, 2)
