@@ -78,8 +78,9 @@ def test_winograd_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken(case._replace(shape=(1, 16, 28, 28))) == []  # few channels
     assert taken(case._replace(filters=16)) == []
     assert taken(case._replace(shape=(1, 64, 7, 7))) == []  # few pixels
-    assert taken(case._replace(stride=2)) == []
+    assert taken(case._replace(shape=(4, 64, 28, 28), stride=2)) == []
     assert taken(case._replace(kernel=(1, 3), padding=(0, 1))) == []
+    assert taken(case._replace(kernel=(3, 1), padding=(1, 0))) == []
     assert taken(case._replace(padding=2)) == ["conv2d"]  # dy is larger than x
     assert taken(case._replace(kernel=5, padding=2)) == ["conv2d", "conv2d_backward"]
     assert taken(case._replace(kernel=7, padding=3)) == []
