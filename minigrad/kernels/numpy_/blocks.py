@@ -53,8 +53,8 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
 
 def block_bytes(total: int, budget: int) -> int:
-    """An eighth of the whole, to keep several cores busy, but between a quarter of the budget and all of it."""
-    return min(max(total // 8, budget // 4), budget)
+    """An eighth of the whole, to keep several cores busy, but between half of the budget and all of it."""
+    return min(max(total // 8, budget // 2), budget)
 
 
 @functools.lru_cache(maxsize=4096)
