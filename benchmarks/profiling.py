@@ -110,8 +110,9 @@ class Product(NamedTuple):
         return int(np.prod(self.sizes))
 
 
-# The doors to BLAS; a call of one from another is part of the outer one. Sums of columns, which are products with
-# ones, and the few products written with @ (Winograd's gradients of filters, for example) count as other work.
+# The doors to BLAS; a call of one from another is part of the outer one. Winograd's transforms are products, too. Sums
+# of columns, which are products with ones, and the few products written with @ (Winograd's gradients of filters, for
+# example) count as other work.
 DOORS: list[tuple[Any, str]] = [(conv, "product"), (conv, "product_of_transposed"), (np, "matmul")]
 
 

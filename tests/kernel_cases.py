@@ -285,6 +285,8 @@ LARGE = [
             ((1, 48, 67, 61), 3, 1, 1, 64),  # many channels: Winograd's, here in bands of rows of tiles
             ((37, 56, 13, 14), 3, 1, 0, 48),
             ((3, 48, 31, 30), 5, 1, 1, 64),
+            ((1, 48, 8, 600), 3, 1, 8, 48),  # bands of nothing but padding
+            ((1, 256, 4, 200), 1, 1, 8, 8),
         )
     ),
     *(

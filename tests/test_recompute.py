@@ -32,8 +32,8 @@ def labels() -> Any:
 
 
 def test_one_branch_alone(labels: Any) -> None:
-    """A branch that is run again is called by itself, not begun together with the others, which rounds otherwise: in
-    float32 enough to turn a ReLU or a maximum now and then."""
+    """A branch that is run again is called by itself, not begun together with the others. Alone it rounds differently:
+    in float32 enough to turn a ReLU or a maximum now and then."""
     plain, thrifty = (create_model("googlenet_small").astype("float64") for _ in range(2))
     thrifty.inception3b.branch2.recompute = thrifty.inception4a.branch1.recompute = True
     for model in (plain, thrifty):

@@ -125,8 +125,8 @@ class ConvNormReLU(Module):
 def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     """The results of units that see the same input: computed at once where they differ in their filters alone.
 
-    Filters do not know of each other, so the results are those of each alone, but for rounding (and 3×3 filters that
-    are many only together may go Winograd's way).
+    Filters do not know of each other, so the results are those of each alone, but for rounding (and filters that are
+    many only together may go Winograd's way).
     """
     conv, norm = units[0].conv, units[0].batchnorm
     kinds = {

@@ -1,12 +1,12 @@
 """Convolution: im2col and a matrix product, block by block.
 
 Read `blocks`, `patches` and `correlate` first, then `both_gradients`. Forward is `correlate`, patches of x times
-filters. Backward goes one of three ways:
+filters, or `winograd` where it pays: 3×3 and 5×5 at stride 1. Backward goes one of three ways:
 
     both_gradients    stride 1: patches of dy, which give dx and dw at once
     input_gradient, filter_gradient    other strides, or if only one is wanted: by the book, dx = col2im(dy · filters)
                       and dw = patches of xᵀ · dy
-    winograd          3×3 and 5×5 at stride 1, where it pays
+    winograd          as forward
 
 A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
 gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never

@@ -65,10 +65,11 @@ def padded_size(window: Window, part: Block) -> tuple[int, int]:
 
 
 def inside(window: Window, part: Block) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a band lies in the image, and the image in the band: (rows, columns) of each."""
+    """Where a band lies in the image, and the image in the band: (rows, columns) of each. Both are empty where the band
+    is nothing but padding."""
     (h, w), (ph, pw) = window.input, window.padding
     height, width = padded_size(window, part)
     top = part[1].start * window.stride[0] - ph
-    rows = slice(max(top, 0), min(top + height, h))
-    columns = slice(0, min(width - pw, w))
+    rows = slice(min(max(top, 0), h), max(min(top + height, h), 0))
+    columns = slice(0, max(min(width - pw, w), 0))
     return (rows, columns), (slice(rows.start - top, rows.stop - top), slice(pw, pw + columns.stop))
