@@ -9,9 +9,9 @@ values, and interpolate. Each of these is a linear map, a matrix:
     s = B[(Ay) ⊙ (Gg)]              A, G: coefficients to values      B: values to coefficients
 
 (One of the points is ∞, where a polynomial's value is its highest coefficient. G also divides by the denominators of
-Lagrange's interpolation, which B leaves out.) With g given, this is a linear map from
-four numbers y to six numbers s. Its transpose takes six numbers d to four sums Σ_k d_{i+k}·g_k: a convolution of d with
-the filter g, four neighbouring outputs from six inputs.
+Lagrange's interpolation, which B leaves out.) With g given, this is a linear map from four numbers y to six numbers s.
+Its transpose takes six numbers d to four sums Σ_k d_{i+k}·g_k: a convolution of d with the filter g, four neighbouring
+outputs from six inputs.
 
     y = Aᵀ[(Bᵀd) ⊙ (Gg)]
 
@@ -66,10 +66,10 @@ SEEN = 6  # inputs of a tile on each axis; it makes 7 − k outputs for k×k fil
 CELLS = SEEN * SEEN
 SIZES = 3, 5  # of filters
 # Where polynomials are evaluated, besides ∞: near 1, apart from each other, and binary fractions. With 0, ±1 and ±2, as
-# usual, the largest error is three to five times as large.
+# usual, the largest error is three to five times as large. On the choice: Barabasz et al., arXiv:1803.10986.
 POINTS = 0, 3 / 4, -3 / 4, 3 / 2, -3 / 2
 PIECE = 512  # columns of planes transformed at once, which OpenBLAS does without packing: see conv.UNPACKED
-FILTERS = 16  # so many at a time are transformed
+FILTERS_AT_ONCE = 16  # are transformed by one product
 
 
 def pays(x_shape: tuple[int, ...], filters: int, window: Window) -> bool:
@@ -173,7 +173,8 @@ def tiles(window: Window) -> tuple[Window, Window]:
 
 def tile_blocks(n: int, seen: Window, bytes_per_pixel: int) -> tuple[Block, ...]:
     """Some images, and some rows of tiles of them, whose 36 planes stay in the cache."""
-    # With fewer tiles, to read the filters' planes would cost too much; but a few are two blocks, for two threads.
+    # For fewer tiles it takes too long to read the filters' planes. If there are less than two blocks of so many, they
+    # are halved all the same, for two threads.
     least = min(64, n * math.prod(seen.output) // 2)
     return cut(n, seen.output, CELLS * bytes_per_pixel, PATCH_BYTES, least)
 
@@ -194,26 +195,26 @@ class Planes(NamedTuple):
     matrices: Array  # (cells, tiles, C): without them, a view
 
 
-def planes(purpose: str, count: int, tiles: int, c: int, dtype: np.dtype) -> Planes:
-    """Working memory for some planes."""
-    n = tiles * c
-    whole = scratch(purpose, (count, -(-n // PIECE) * PIECE), dtype)
+def planes(purpose: str, shape: tuple[int, ...], dtype: np.dtype) -> Planes:
+    """Working memory for planes of the shape (cells, tiles, C)."""
+    n = math.prod(shape[1:])
+    whole = scratch(purpose, (shape[0], -(-n // PIECE) * PIECE), dtype)
     whole[:, n:] = 0
-    return Planes(whole, whole[:, :n].reshape(count, tiles, c, copy=False))
+    return Planes(whole, whole[:, :n].reshape(shape, copy=False))
 
 
 def apart(grid: Array, tile: Window) -> Planes:
-    """The cells of the tiles of a grid of pixels."""
+    """The cells of the tiles of a grid of pixels, copied into planes."""
     view = cells(grid, tile)
-    result = planes("tiles", math.prod(tile.kernel), math.prod(view.shape[2:5]), view.shape[5], grid.dtype)
+    shape = math.prod(view.shape[:2]), math.prod(view.shape[2:5]), view.shape[5]
+    result = planes("tiles", shape, grid.dtype)
     np.copyto(result.matrices.reshape(view.shape, copy=False), view)
     return result
 
 
 def transformed(by: Array, given: Planes, purpose: str) -> Planes:
-    """Each column of the planes times a matrix."""
-    _, count, c = given.matrices.shape
-    result = planes(purpose, len(by), count, c, given.whole.dtype)
+    """A matrix (cells of the result, cells) times each column of the planes."""
+    result = planes(purpose, (len(by), *given.matrices.shape[1:]), given.whole.dtype)
     before, after = (p.whole.reshape(len(p.whole), -1, PIECE).transpose(1, 0, 2) for p in (given, result))
     np.matmul(by.astype(before.dtype), before, out=after)
     return result
@@ -221,7 +222,7 @@ def transformed(by: Array, given: Planes, purpose: str) -> Planes:
 
 def products(v: Planes, u: Array) -> Planes:
     """(36, tiles, I) · (36, I, J)"""
-    result = planes("m", CELLS, v.matrices.shape[1], u.shape[2], u.dtype)
+    result = planes("m", (*v.matrices.shape[:2], u.shape[2]), u.dtype)
     np.matmul(v.matrices, u, out=result.matrices)
     return result
 
@@ -252,7 +253,7 @@ def filter_planes(taps: Array) -> Array:
     def block(part: slice) -> None:
         np.matmul(by, taps[:, :, part].reshape(k * k, -1), out=u[:, part.start * j : part.stop * j])
 
-    each(block, even(i, FILTERS))
+    each(block, even(i, FILTERS_AT_ONCE))
     return u.reshape(CELLS, i, j)
 
 
@@ -267,5 +268,5 @@ def filter_gradients(du: Array, k: int) -> Array:
         taps = by @ flat[:, part.start * c : part.stop * c]
         dw[part] = taps.reshape(k * k, -1, c)[::-1].transpose(1, 0, 2)
 
-    each(block, even(o, FILTERS))
+    each(block, even(o, FILTERS_AT_ONCE))
     return dw.reshape(o, k, k, c).transpose(0, 3, 1, 2)
