@@ -39,7 +39,7 @@ TESTS = ["-m", "gpu"]
 
 # Under compute-sanitizer, which is slow: what launches every kernel, at odd sizes, first; what repeats that, last.
 CHECKED = [
-    *("-m", "gpu", "tests/test_kernels_cuda.py", "tests/test_optim.py"),
+    *("-m", "gpu", "tests/test_kernels_cuda.py", "tests/test_optim_gpu.py"),
     "tests/test_training_recipes.py::test_the_average_is_the_weighted_mean_of_all_that_was_seen",
     "tests/test_kernels.py::test_odd_sizes",
 ]

@@ -1,0 +1,97 @@
+"""The commands on trained weights: models that are shipped, predict, export, summary, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_weights_foreign import ABOUT, same
+
+from inception.__main__ import main
+from inception.models import create_model
+from inception.weights import WeightsError, load_model, save_weights, shipped
+from inception.weights.pytorch import write_pytorch
+
+# ---- a model that is shipped ----
+
+
+def test_a_shipped_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inception.weights._SHIPPED", tmp_path / "shipped")
+    with pytest.raises(WeightsError, match=r"no trained model is shipped .*python -m inception train"):
+        shipped()
+    (tmp_path / "shipped").mkdir()
+    save_weights(tmp_path / "shipped" / "small.safetensors", create_model("googlenet_small", num_classes=4), ABOUT)
+    assert shipped() == shipped("small") == tmp_path / "shipped" / "small.safetensors"
+    with pytest.raises(WeightsError, match="no shipped model 'large': choose from small"):
+        shipped("large")
+
+
+def test_evaluate_knows_the_shipped_model_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read, and found to be of other classes than the shapes."""
+    assert main(["evaluate", "googlenet_small", "--data", "shapes", "--quiet"]) == 1
+    assert "are not those that googlenet_small tells apart (airplane, automobile, bird" in capsys.readouterr().err
+    assert main(["evaluate", "googlenet_tiny", "--data", "shapes", "--quiet"]) == 1
+    assert "there is no file and no shipped model 'googlenet_tiny'" in capsys.readouterr().err
+
+
+# ---- the commands ----
+
+
+def test_predicting_with_the_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (40, 30), "red").save(tmp_path / "p.png")
+    monkeypatch.setattr("inception.weights._SHIPPED", tmp_path)
+    assert main(["predict", str(tmp_path / "p.png")]) == 1
+    assert "no trained model is shipped" in capsys.readouterr().err
+    about = ABOUT | {"std": [0.25] * 3}
+    save_weights(tmp_path / "small.safetensors", create_model("googlenet_small", num_classes=4), about)
+    assert main(["predict", str(tmp_path / "p.png")]) == 0
+    first = capsys.readouterr().out
+    assert len(first.splitlines()) == 5
+    assert main(["predict", str(tmp_path / "p.png"), "--weights", "small"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_exporting_with_a_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights by order say nothing of pictures: what is lacking is named, and can be given."""
+    model = create_model("googlenet_small", num_classes=2)
+    write_pytorch(tmp_path / "w.pth", {f"x{n}": array for n, array in model.state_dict().items()}, {})
+    arguments = [
+        "export",
+        str(tmp_path / "w.pth"),
+        "--to",
+        str(tmp_path / "w.safetensors"),
+        "--model",
+        "googlenet_small",
+    ]
+    assert main(arguments) == 1
+    assert "size, mean, std" in capsys.readouterr().err
+    about = {"classes": ["a", "b"], "size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "channels": "BGR"}
+    for wrong, sentence in (
+        ([], "it must be a JSON object"),
+        (about | {"classes": ["a"]}, "classes must be the 2 names of the outputs, in order, got a list of 1"),
+        (about | {"model": "x"}, "leave out model, which the weights say themselves"),
+    ):
+        (tmp_path / "about.json").write_text(json.dumps(wrong))
+        assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 1
+        assert f"--about {tmp_path / 'about.json'}: {sentence}" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    assert main([*arguments, "--about", str(tmp_path / "about.json")]) == 0
+    assert "by order and shape" in capsys.readouterr().out
+    loaded, found = load_model(tmp_path / "w.safetensors")
+    assert same(loaded.state_dict(), model.state_dict())
+    assert {key: found[key] for key in about} == about
+
+
+def test_table_1_and_the_family_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "googlenet", "--table-1", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows if not row["parameters_agree"]] == ["conv1", "4a", "4c", "4d", "4e", "5a", "5b"]
+    assert main(["compare", "googlenet_small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 260_650
+    assert main(["compare", "vgg"]) == 1
+    assert "googlenet_small" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""How pictures are prepared: as the weights say, the same for evaluate and predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_weights_foreign import ABOUT
+
+from inception.__main__ import main
+from inception.data import DataError, Preprocessing, read_picture
+from inception.models import create_model
+from inception.weights import save_weights
+from inception.weights.pytorch import write_pytorch
+
+
+def test_pictures_are_prepared_as_the_weights_say(tmp_path: Path) -> None:
+    """Shorter side to 20, the middle 12×10, RGB or BGR: against Pillow's own steps."""
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    picture.save(tmp_path / "p.png")
+    about = {
+        "size": [12, 10],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.25, 1],
+        "resize": 20,
+        "interpolation": "bilinear",
+    }
+    scaled = np.asarray(picture.resize((30, 20), image.Resampling.BILINEAR))[4:16, 10:20] / 255
+    wanted = ((scaled - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(Preprocessing.of(about).read(tmp_path / "p.png")[0], wanted, atol=1e-5)
+    turned = ((scaled[:, :, ::-1] - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    bgr = Preprocessing.of(about | {"channels": "BGR"})
+    np.testing.assert_allclose(bgr.read(tmp_path / "p.png")[0], turned, atol=1e-5)
+    for wrong in ({"size": [12]}, {"size": 12}, {"resize": 5}, {"std": [1, 0, 1]}, {"mean": "abc"}, {"channels": "HSV"},
+                  {"interpolation": "fastest"}, {"size": [0, 4]}, {"mean": [np.nan] * 3}):  # fmt: skip
+        with pytest.raises(DataError, match=f"the weights want pictures of {next(iter(wrong))} .*, which must be"):
+            Preprocessing.of(about | wrong)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (41, 300), (300, 41), (20, 20), (19, 21), (7, 5), (1, 200)])
+def test_only_what_is_seen_is_scaled(tmp_path: Path, size: tuple[int, int]) -> None:
+    """The same to a level as scaling the whole picture and cutting the middle out."""
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    picture.save(tmp_path / "p.png")
+    found = read_picture(tmp_path / "p.png", (16, 12), resize=20).astype(int)
+    w, h = (20 * side // min(size) for side in size)
+    top, left = round((h - 16) / 2), round((w - 12) / 2)
+    whole = np.asarray(picture.resize((w, h), image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(found - whole[top : top + 16, left : left + 12]).max() <= 1
+
+
+def test_a_picture_of_one_line_takes_no_gigabytes(tmp_path: Path) -> None:
+    """Scaled as a whole it would have 256×15,360,000 pixels."""
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (60_000, 1), "red").save(tmp_path / "p.png")
+    picture = Preprocessing((224, 224), resize=256).picture(tmp_path / "p.png")
+    assert picture.shape == (224, 224, 3)
+    assert (picture == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"size": [32, 32]},
+        {"size": [24, 32], "interpolation": "lanczos"},
+        {"size": [32, 24], "resize": 48, "interpolation": "bilinear", "channels": "BGR"},
+        {"size": [30, 30], "channels": "BGR"},
+    ],
+    ids=str,
+)
+def test_evaluate_and_predict_see_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, wanted: dict[str, Any]
+) -> None:
+    """Accuracy and loss of a data set are those of predict's answers on its pictures, whatever the weights want."""
+    image = pytest.importorskip("PIL.Image")
+    about = ABOUT | wanted | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    model = create_model("googlenet_small", num_classes=4, seed=3)
+    model.fc1.weight.data *= 30  # pictures are told apart
+    save_weights(tmp_path / "w.npz", model, about)
+    rng = np.random.default_rng(1)
+    pictures = np.stack([rng.integers(0, bright, (30, 30, 3), np.uint8) for bright in range(15, 255, 20)])
+    labels = np.arange(12) % 4
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        for part in ("train", "test"):
+            folder = tmp_path / "d" / part / about["classes"][label]
+            folder.mkdir(parents=True, exist_ok=True)
+            image.fromarray(picture).save(folder / f"{i}.png")
+    arrays = {"x_train": pictures, "y_train": labels, "x_test": pictures, "y_test": labels}
+    np.savez(tmp_path / "d.npz", classes=np.array(about["classes"]), **arrays)
+
+    assert main(["predict", str(tmp_path / "w.npz"), str(tmp_path / "d" / "test"), "--json", "--top", "4"]) == 0
+    right, losses = [], []
+    for line in capsys.readouterr().out.splitlines():
+        answer = json.loads(line)
+        label = Path(answer["picture"]).parent.name
+        chances = {row["class"]: row["probability"] for row in answer["classes"]}
+        right.append(answer["classes"][0]["class"] == label)
+        losses.append(-np.log(chances[label]))
+    data = tmp_path / ("d" if form == "folder" else "d.npz")
+    assert main(["evaluate", str(tmp_path / "w.npz"), "--data", str(data), "--json", "--batch-size", "5"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < sum(right) < 12
+    assert result["accuracy"] == sum(right) / 12
+    assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_weights_that_do_not_say_how_pictures_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those taken by their order, for one."""
+    state = create_model("googlenet_small", num_classes=10).state_dict()
+    write_pytorch(tmp_path / "w.pth", {f"x{n}": array for n, array in state.items()}, {})
+    for command in (["evaluate", str(tmp_path / "w.pth")], ["predict", str(tmp_path / "w.pth"), str(tmp_path)]):
+        assert main([*command, "--model", "googlenet_small"]) == 1
+        assert "do not say how pictures are prepared: size, mean, std" in capsys.readouterr().err
