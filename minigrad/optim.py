@@ -9,8 +9,8 @@
 An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
 an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). On a GPU all
-parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu; not Muon), without
-scratch. A parameter whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the
+parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu), without scratch; by
+Muon in two, with one array of scratch that is kept, and products in between. A parameter whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the
 learning rate.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 from minigrad.backend import array_module, capturing, move
 from minigrad.errors import BackendError, MinigradError, StateError, differences, no_such
 from minigrad.kernels import kernels
-from minigrad.layout import Array, memory_order
+from minigrad.layout import Array, empty_images, filter_matrix, memory_order
 from minigrad.threads import blas_on_one_thread
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
@@ -128,7 +128,11 @@ class Optimizer:
         if len(apart) < len(rows):
             self.together.place({i: row for i, row in rows.items() if row is not None})
             self.renew(lr, momentum)
-            self.together.launch()
+            self._launch()
+
+    def _launch(self) -> None:
+        """Update, on a GPU, the parameters that were placed, by the numbers that were told."""
+        self.together.launch()
 
     def renew(self, lr: float, momentum: float | None = None) -> None:
         """What is left for the host to do where a CUDA graph that has captured `step` is replayed: count an update of
@@ -366,17 +370,22 @@ class Muon(Optimizer):
 
         v ← μ·v + g,   d ← g + μ·v,   p ← (1 − lr·λ)·p − lr · max(1, √(O / K)) · orthogonal(d)
 
-    orthogonal(d) is the nearest matrix to d, as (O, K) with K = I·KH·KW, whose singular values are all 1: a few strong
+    orthogonal(d) is the nearest matrix to d, as (O, K) with K = KH·KW·I, whose singular values are all 1: a few strong
     directions, in which gradients are much alike, drown the others in plain momentum. What is no matrix (biases, gamma,
     beta) moves by p ← (1 − lr·λ)·p − lr·d. The step's length hangs on lr alone, not on the gradient's: about 0.05.
 
-    costs    6 products of (O, K) with (O, O) for every weight: far below those of a step on a batch
+    costs    9 products, with matrices of min(O, K) rows, for every weight: far below those of a step on a batch. On a
+             GPU weights of one shape share them
     source   Jordan et al.: Muon, an optimizer for hidden layers in neural networks, 2024; with the weight decay of
              Liu et al., arXiv:2502.16982
     """
 
+    kernel, state_names = "muon", ("velocity",)
+
     def __init__(self, params: Params, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
+        self.directions: list[Array] = []  # d of every parameter on a GPU, made when it is first needed:
+        self.stacks: list[Array] = []  # those that are matrices again, (S, O, K) for each shape that they have
 
     def _state_names(self, options: Options) -> tuple[str, ...]:
         return ("velocity",)
@@ -390,29 +399,72 @@ class Muon(Optimizer):
         if weight_decay:
             p *= 1.0 - lr * weight_decay
         if p.ndim > 1:
-            matrix = orthogonal(d.reshape(len(d), -1))
-            d = (matrix * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5).reshape(p.shape)
+            d = direction(d.reshape(len(d), -1)).reshape(p.shape)
         d *= lr
         p -= d
 
+    def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
+        row = super()._row(i, slot)
+        if row is None:
+            return None
+        if not self.directions:
+            self._make_directions()
+        d = self.directions[i]
+        return [*row, d] if self.together.takes(i, slot.param.data, d) else None
 
-def orthogonal(matrix: Array) -> Array:
-    """About the nearest matrix with singular values of 1, by three steps of Newton and Schulz's iteration.
+    def _make_directions(self) -> None:
+        """Matrices of one shape lie on each other, filters channels-last as parameters are."""
+        alike: dict[Any, list[int]] = {}
+        for i, slot in enumerate(self.slots):
+            alike.setdefault((slot.param.data.dtype, slot.param.data.shape), []).append(i)
+        found = {}
+        for (dtype, shape), numbers in alike.items():
+            joined = empty_images(array_module(self.slots[0].param.data), (len(numbers) * shape[0], *shape[1:]), dtype)
+            joined[...] = 0.0  # also where a parameter never gets a gradient
+            found |= {i: joined[n * shape[0] : (n + 1) * shape[0]] for n, i in enumerate(numbers)}
+            if len(shape) > 1:
+                rows = filter_matrix(joined) if len(shape) == 4 else joined.reshape(len(joined), -1)
+                self.stacks.append(rows.reshape(len(numbers), shape[0], -1))
+        self.directions = [found[i] for i in range(len(self.slots))]
 
-        X ← a·X + (b·XXᵀ + c·(XXᵀ)²)·X,      from X = matrix / ‖matrix‖
+    def _launch(self) -> None:
+        self.together.launch("muon_momentum")
+        for stack in self.stacks:
+            stack[...] = direction(stack)
+        self.together.launch()
+
+
+def direction(matrices: Array) -> Array:
+    """What Muon makes of matrices (…, O, K): orthogonal, and longer if there are more rows than columns."""
+    rows, columns = matrices.shape[-2:]
+    return orthogonal(matrices) * max(1.0, rows / columns) ** 0.5
+
+
+def orthogonal(matrices: Array) -> Array:
+    """About the nearest matrices to these (…, O, K) with singular values of 1, by Newton and Schulz's iteration.
+
+        X ← (a·I + b·XXᵀ + c·(XXᵀ)²)·X,      three times from X = matrix / ‖matrix‖
 
     sends each singular value s to a·s + b·s³ + c·s⁵. With Jordan's coefficients small values grow 3.4-fold a step and
-    large ones end between 0.7 and 1.2, which is near enough.
+    large ones end between 0.7 and 1.2, which is near enough. For more rows than columns it is X·(a·I + b·XᵀX + …), the
+    same by smaller products.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    xp, wide = array_module(matrix), matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = x / (xp.sqrt(xp.sum(x * x)) + 1e-7)
+    xp, matmul = array_module(matrices), kernels(matrices).matmul
+    x = matrices / (xp.sqrt(xp.sum(matrices * matrices, axis=(-2, -1), keepdims=True)) + 1e-7)
     with blas_on_one_thread():
         for _ in range(3):
-            square = x @ x.T
-            x = a * x + (b * square + c * (square @ square)) @ x
-    return x if wide else x.T
+            turned = x.swapaxes(-2, -1)
+            wide = x.shape[-2] <= x.shape[-1]
+            square = matmul(x, turned, None) if wide else matmul(turned, x, None)
+            factor = matmul(square, square, None)
+            factor *= c
+            square *= b
+            factor += square
+            diagonal = factor.reshape(*factor.shape[:-2], -1)[..., :: factor.shape[-1] + 1]
+            diagonal += a
+            x = matmul(factor, x, None) if wide else matmul(x, factor, None)
+    return x
 
 
 def decay_groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:

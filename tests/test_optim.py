@@ -207,6 +207,9 @@ def test_orthogonal(shape: tuple[int, int]) -> None:
     assert np.median(values) > 0.6
     np.testing.assert_allclose(orthogonal(1e3 * matrix), orthogonal(matrix), atol=1e-6)  # length does not count
     assert not orthogonal(np.zeros(shape)).any()
+    np.testing.assert_allclose(
+        orthogonal(np.stack([matrix, matrix[::-1]])), [orthogonal(matrix), orthogonal(matrix)[::-1]], atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("momentum", [None, 0.7], ids=["own", "of the step"])

@@ -34,6 +34,7 @@ RECIPES = {
     "average every fifth step": dataclasses.replace(RECIPE, ema_every=5),
     "adamw": dataclasses.replace(RECIPE, optimizer="adamw", spare_norms=True, label_smoothing=0.1),
     "rmsprop": dataclasses.replace(RECIPE, optimizer="rmsprop", schedule="step", clip_norm=0.0, eps=1.0),
+    "muon": dataclasses.replace(RECIPE, optimizer="muon", schedule="poly", clip_norm=0.0),
     "no average": dataclasses.replace(RECIPE, ema=0.0, warm_up=1.0),
 }
 
@@ -251,7 +252,6 @@ def with_little_memory(training: Training) -> None:
 
 
 REASONS = {
-    "muon": (dataclasses.replace(RECIPE, optimizer="muon"), None, "Muon has no kernel that updates parameter 0"),
     "recompute": (RECIPE, recomputing, "conv is recomputed to save memory, and a graph takes more of it"),
     "an error": (RECIPE, with_own, "the host waits for the device"),
     "no memory": (RECIPE, with_little_memory, "a graph has memory of its own, .* too little is free: .*StandIn2"),

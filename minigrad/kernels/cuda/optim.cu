@@ -66,6 +66,25 @@ KERNEL adamw(Integers chunks, Integers addresses, Index arrays, Numbers numbers,
   }
 }
 
+// v = μ·v + g,   d = g + μ·v, and when d is orthogonal,
+KERNEL muon_momentum(Integers chunks, Integers addresses, Index arrays, Numbers numbers, Index count) {
+  const Part part(chunks, addresses, arrays, numbers, count);
+  T *g = part.array(1), *v = part.array(2), *d = part.array(3);
+  const T momentum = part.number[2];
+  EACH_VALUE(i, part) {
+    v[i] = momentum * v[i] + g[i];
+    d[i] = g[i] + momentum * v[i];
+  }
+}
+
+// p = (1 − lr·λ)·p − lr·d
+KERNEL muon(Integers chunks, Integers addresses, Index arrays, Numbers numbers, Index count) {
+  const Part part(chunks, addresses, arrays, numbers, count);
+  T *p = part.array(0), *d = part.array(3);
+  const T lr = part.number[0], kept = 1 - part.number[0] * part.number[3];
+  EACH_VALUE(i, part) p[i] = kept * p[i] - lr * d[i];
+}
+
 // sum = d·sum + w
 KERNEL average(Integers chunks, Integers addresses, Index arrays, Numbers numbers, Index count) {
   const Part part(chunks, addresses, arrays, numbers, count);
