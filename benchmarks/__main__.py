@@ -117,7 +117,6 @@ def main() -> int:
                 plots.check()
             args.report.mkdir(parents=True, exist_ok=True)
         results = Results(args)
-        minutes = 1 if args.quick else sum(MINUTES[part] for part in parts)
         if on_gpu:
             with also_in(args.report and args.report / "report.txt"):
                 print(f"{', '.join(parts)}: {sum(GPU_SECONDS[part] for part in parts) / 60:.0f} min at most")
@@ -126,6 +125,7 @@ def main() -> int:
                 if results.path:
                     print("written:", results.path, *draw(results.parts, args.report))
         else:
+            minutes = 1 if args.quick else sum(MINUTES[part] for part in parts)
             print(
                 f"{', '.join(parts)}: about {minutes} min"
                 + ("" if args.compile else "; torch.compile only with --compile")

@@ -85,7 +85,7 @@ def ceilings(job: Job) -> Record:
             found["products"].append({"n": n, "precision": precision, "tflops": 2 * n**3 / ms / 1e9})
     a, b, out = (cupy.ones((32, 32), np.float32) for _ in range(3))
     calls = {
-        "a kernel of ours": lambda: cupy_.launch("matrix", "add_bias", a, 32, 32, a, b[0], False, 32, 32),
+        "a kernel of ours": lambda: cupy_.launch("matrix", "add_bias", a, 32, 32, a, b[0], 32, 32),
         "a product": lambda: cublas.product(a, b, out),
         "a function of CuPy, into an array": lambda: cupy.add(a, b, out=out),
         "an operator of CuPy": lambda: a + b,

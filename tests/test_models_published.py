@@ -53,11 +53,14 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def concat(xs: Any) -> np.ndarray:
         return zeros(len(xs[0]), sum(x.shape[1] for x in xs), *xs[0].shape[2:])
 
+    def unit(x: Any, weight: Any, window: Any, *options: Any) -> np.ndarray:
+        return conv2d(x, weight, None, window)
+
     def with_statistics(*given: Any) -> tuple[np.ndarray, ...]:
-        y = conv2d(*given)
+        y = unit(*given)
         return y, *statistics(y)
 
-    fused = {"conv2d_relu": conv2d, "conv2d_statistics": with_statistics}
+    fused = {"conv_bn_relu": unit, "conv2d_statistics": with_statistics}
     fakes = {"conv2d": conv2d, "max_pool": pool, "avg_pool": pool, "batch_norm": same, "lrn": same}
     for name, function in {**fakes, **fused, "statistics": statistics, "concat": concat}.items():
         assert hasattr(numpy_, name)

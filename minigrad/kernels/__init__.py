@@ -20,12 +20,11 @@ Sizes have been checked by the op that calls.
         dw (O, C, KH, KW) over the memory (O, KH, KW, C); db (O,) or None
     conv2d_backward(dy, x, weight, window, needs_dx, needs_dw, with_bias) -> dx, dw, db
         both together, None for what is not needed
-    conv2d_relu(x, weight, bias, window) -> y
-        max(0, conv2d)
-    conv2d_statistics(x, weight, bias, window) -> y, mean, var
-        conv2d, and the statistics of its result
-    conv_bn_relu_backward(dzs, x, weight, window, y, mean, var, gamma, beta, eps, needs_dx, with_bias)
-            -> dx, dw, db, dgamma, dbeta
+    conv_bn_relu(x, weight, window, mean, var, gamma, beta, eps) -> z
+        batch_norm with relu of conv2d without bias
+    conv2d_statistics(x, weight, window) -> y, mean, var
+        conv2d without bias, and the statistics of its result
+    conv_bn_relu_backward(dzs, x, weight, window, y, mean, var, gamma, beta, eps, needs_dx) -> dx, dw, dgamma, dbeta
         batch_norm_dx of the joined dzs with relu and through statistics, then conv2d_backward of its result;
         dzs (N, Oᵢ, OH, OW), ΣOᵢ = O
     max_pool(x, window) -> y
@@ -40,6 +39,8 @@ Sizes have been checked by the op that calls.
     avg_pool_dx(dy, window, count_padding) -> dx
     statistics(x) -> mean, var
         over N, H, W; both (C,) and float64, the variance biased
+    move_running(running_mean, running_var, mean, var, n, momentum)
+        in place: running ← (1 − momentum)·running + momentum·batch, of the variance var·n / (n − 1)
     batch_norm(x, mean, var, gamma, beta, eps, relu) -> y
         (x − mean) / √(var + eps) · gamma + beta, then max(0, ·) if relu
     batch_norm_dx(dy, x, mean, var, gamma, beta, eps, relu, through_statistics) -> dx, dgamma, dbeta

@@ -188,26 +188,12 @@ def correlate(x: Array, weight: Array, window: Window) -> Array:
     return y
 
 
-def add_bias(y: Array, bias: Array, relu: bool) -> None:
-    """y += bias, then max(0, y) if relu; y (N·OH·OW, O)."""
-    launch("matrix", "add_bias", y, *y.shape, y, array_module(bias).ascontiguousarray(bias), relu, *y.shape)
-
-
 def conv2d(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
     """patches @ filtersᵀ + bias"""
     y = correlate(x, weight, window)
     if bias is not None:
-        add_bias(y, bias, relu=False)
-    return images(y, x.shape[0], *window.output)
-
-
-def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    """max(0, conv2d)"""
-    y = correlate(x, weight, window)
-    if bias is not None:
-        add_bias(y, bias, relu=True)
-    else:
-        array_module(y).maximum(y, 0, out=y)
+        row = array_module(bias).ascontiguousarray(bias)
+        launch("matrix", "add_bias", y, *y.shape, y, row, *y.shape, values=pack(y, row[None]))
     return images(y, x.shape[0], *window.output)
 
 
@@ -246,18 +232,21 @@ def conv2d_backward(
 # ---- Sums over the pixels, in two kernels: the parts of every block of rows, then their totals ----
 
 
-def empty_parts(xp: Any, m: int, sums: int, channels: int) -> Array:
-    """Room for (blocks of rows, sums, channels) in float64; how many blocks follows from the shape alone."""
-    across, down = block_shape(channels)
-    count = max(1, min(m // (ROWS_EACH * down), PARTS // -(-channels // across)))
+def empty_parts(xp: Any, m: int, sums: int, channels: int, width: int) -> Array:
+    """Room for (blocks of rows, sums, channels) in float64: for so many blocks as keep the GPU busy with a matrix of m
+    rows of `width` threads, the narrowest of those whose channels lie side by side in it."""
+    across, down = block_shape(width)
+    count = max(1, min(m // (ROWS_EACH * down), PARTS // -(-width // across)))
     return xp.empty((count, sums, channels), np.float64)
 
 
 def column_sums(x: Array) -> Array:
     """Σ over the pixels of every channel: added in float64, returned in the dtype of x."""
     xp, (rows, ld), channels = array_module(x), matrix(x), x.shape[1]
-    parts, sums = empty_parts(xp, len(rows), 1, channels), xp.empty(channels, x.dtype)
-    launch("matrix", "column_sums_parts", x, *rows.shape, rows, ld, parts, *rows.shape, parts=len(parts))
+    values, sums = pack(rows), xp.empty(channels, x.dtype)
+    parts = empty_parts(xp, len(rows), 1, channels, channels // values)
+    operands = rows, ld, parts, *rows.shape
+    launch("matrix", "column_sums_parts", x, *rows.shape, *operands, parts=len(parts), values=values)
     launch("matrix", "column_sums", x, 1, channels, parts, len(parts), sums, channels, parts=1)
     return sums
 
@@ -265,9 +254,10 @@ def column_sums(x: Array) -> Array:
 def statistics(x: Array) -> tuple[Array, Array]:
     """Sums of what is left of x, and of its square, after each channel's first value is taken off."""
     xp, (rows, ld) = array_module(x), matrix(x)
-    m, channels = rows.shape
-    parts, (mean, var) = empty_parts(xp, m, 2, channels), xp.empty((2, channels), np.float64)
-    launch("normalisation", "statistics_parts", x, m, channels, rows, ld, parts, m, channels, parts=len(parts))
+    (m, channels), values = rows.shape, pack(rows)
+    parts, (mean, var) = empty_parts(xp, m, 2, channels, channels // values), xp.empty((2, channels), np.float64)
+    operands = rows, ld, parts, m, channels
+    launch("normalisation", "statistics_parts", x, m, channels, *operands, parts=len(parts), values=values)
     launch("normalisation", "statistics", x, 1, channels, parts, len(parts), rows, mean, var, m, channels, parts=1)
     return mean, var
 
@@ -275,11 +265,18 @@ def statistics(x: Array) -> tuple[Array, Array]:
 # ---- Batch norm ----
 
 
+def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
+    """One launch."""
+    numbers, c = (n / (n - 1), float(momentum)), len(mean)
+    launch("normalisation", "move_running", running_mean, c, 1, running_mean, running_var, mean, var, *numbers, c)
+
+
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
     """One pass."""
     rows, ld, y = *matrix(x), empty_matrix(x)
     channels = of_channels(mean, var, gamma, beta)
-    launch("normalisation", "batch_norm", x, *rows.shape, rows, ld, *channels, float(eps), relu, y, *rows.shape)
+    operands = rows, ld, *channels, float(eps), relu, y, *rows.shape
+    launch("normalisation", "batch_norm", x, *rows.shape, *operands, values=pack(rows, y))
     return images(y, x.shape[0], *x.shape[2:])
 
 
@@ -311,20 +308,23 @@ def batch_norm_dx_of_parts(
 ) -> tuple[Array, Array, Array]:
     """The same where dy comes as columns that lie apart: each part is read where it is."""
     xp, (n, channels, h, w), dtype = array_module(x), x.shape, x.dtype
-    m, numbers = n * h * w, of_channels(mean, var, gamma, beta)
-    parts, sums = empty_parts(xp, m, 2, channels), xp.empty((2, channels), np.float64)
+    m, numbers, sums = n * h * w, of_channels(mean, var, gamma, beta), xp.empty((2, channels), np.float64)
     dx, (dbeta, dgamma) = xp.empty((m, channels), dtype), xp.empty((2, channels), dtype)
-    operands = [
-        (*matrix(dy), *matrix(x[:, own]), *(a[own] for a in numbers), float(eps), relu) for dy, own in side_by_side(dys)
-    ]
-    for (dy, own), given in zip(side_by_side(dys), operands, strict=True):
-        size, into = (m, dy.shape[1]), (parts[:, :, own], channels)
-        launch("normalisation", "batch_norm_sums_parts", x, *size, *given, *into, *size, parts=len(parts))
-    results = len(parts), sums, dbeta, dgamma
-    launch("normalisation", "batch_norm_sums", x, 1, channels, parts, *results, channels, parts=1)
-    for (dy, own), given in zip(side_by_side(dys), operands, strict=True):
-        size, using = (m, dy.shape[1]), (through_statistics, sums[:, own], dx[:, own], channels)
-        launch("normalisation", "batch_norm_dx", x, *size, *given, *using, *size)
+    operands = []
+    for dy, own in side_by_side(dys):
+        (dy_rows, dy_ld), (x_rows, x_ld) = matrix(dy), matrix(x[:, own])
+        given = dy_rows, dy_ld, x_rows, x_ld, *(a[own] for a in numbers), float(eps), relu
+        operands.append((own, dy.shape[1], pack(dy_rows, x_rows, dx[:, own]), given))
+    parts = empty_parts(xp, m, 2, channels, min(columns // values for _, columns, values, _ in operands))
+    blocks = len(parts)
+    for own, columns, values, given in operands:
+        into = parts[:, :, own], channels, m, columns
+        launch("normalisation", "batch_norm_sums_parts", x, m, columns, *given, *into, parts=blocks, values=values)
+    results = blocks, sums, dbeta, dgamma, channels
+    launch("normalisation", "batch_norm_sums", x, 1, channels, parts, *results, parts=1)
+    for own, columns, values, given in operands:
+        using = through_statistics, sums[:, own], dx[:, own], channels, m, columns
+        launch("normalisation", "batch_norm_dx", x, m, columns, *given, *using, values=values)
     return images(dx, n, h, w), dgamma, dbeta
 
 
@@ -335,35 +335,44 @@ def of_channels(mean: Array, var: Array, gamma: Array, beta: Array) -> list[Arra
     return [xp.ascontiguousarray(a, dtype) for a, dtype in zip((mean, var, gamma, beta), dtypes, strict=True)]
 
 
-def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
-    """conv2d, and the statistics of its result"""
-    y = conv2d(x, weight, bias, window)
+def conv_bn_relu(
+    x: Array, weight: Array, window: Window, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
+) -> Array:
+    """One after the other: to scale the filters instead would be more launches, and to add the rest a pass all the same"""
+    return batch_norm(conv2d(x, weight, None, window), mean, var, gamma, beta, eps, True)
+
+
+def conv2d_statistics(x: Array, weight: Array, window: Window) -> tuple[Array, Array, Array]:
+    """One after the other"""
+    y = conv2d(x, weight, None, window)
     return y, *statistics(y)
 
 
 def conv_bn_relu_backward(
     dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
-    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
-) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    beta: Array, eps: float, needs_dx: bool,
+) -> tuple[Array | None, Array | None, Array, Array]:  # fmt: skip
     """Back through ReLU and batch norm, then through the convolution"""
     dy, dgamma, dbeta = batch_norm_dx_of_parts(dzs, y, mean, var, gamma, beta, eps, True, True)
-    return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+    dx, dw, _ = conv2d_backward(dy, x, weight, window, needs_dx, True, False)
+    return dx, dw, dgamma, dbeta
 
 
 # ---- Pooling ----
 
 
-def pool(kernel: str, x: Array, size: tuple[int, int], window: Window, *options: Any) -> Array:
+def pool(kernel: str, x: Array, size: tuple[int, int], window: Window, *options: Any, packed: bool = False) -> Array:
     """Launch a kernel that takes images and a window, and makes images of another size."""
     (rows, ld), (n, c, _, _) = matrix(x), x.shape
     y = array_module(x).empty((n * size[0] * size[1], c), x.dtype)
-    launch("pooling", kernel, x, *y.shape, rows, ld, *options, y, *y.shape, *fields(window))
+    values = pack(rows) if packed else 1
+    launch("pooling", kernel, x, *y.shape, rows, ld, *options, y, *y.shape, *fields(window), values=values)
     return images(y, n, *size)
 
 
 def max_pool(x: Array, window: Window) -> Array:
     """One pass over x, nothing else is kept."""
-    return pool("max_pool", x, window.output, window)
+    return pool("max_pool", x, window.output, window, packed=True)
 
 
 def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
@@ -378,7 +387,8 @@ def max_along(x: Array, ld: int, inner: int, window: Window, axis: int, rows: in
     """The maximum of every window along one axis of a grid, and the number of the cell that has it first."""
     xp, along = array_module(x), [pair[axis] for pair in window]
     best, first = xp.empty((rows, inner), x.dtype), xp.empty((rows, inner), np.int8)
-    launch("pooling", "max_along", x, rows, inner, x, ld, best, first, rows, inner, *along)
+    values = pack(x, best)
+    launch("pooling", "max_along", x, rows, inner, x, ld, best, first, rows, inner, *along, values=values)
     return best, first
 
 
@@ -391,8 +401,8 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
 
 def hand_along(dy: Array, first: Array, window: Window, axis: int, rows: int, inner: int) -> Array:
     """The transpose of `max_along`."""
-    dx = array_module(dy).empty((rows, inner), dy.dtype)
-    launch("pooling", "hand_along", dy, rows, inner, dy, first, dx, rows, inner, *(pair[axis] for pair in window))
+    dx, along = array_module(dy).empty((rows, inner), dy.dtype), [pair[axis] for pair in window]
+    launch("pooling", "hand_along", dy, rows, inner, dy, first, dx, rows, inner, *along, values=pack(dy, dx))
     return dx
 
 

@@ -194,6 +194,15 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return mean, var
 
 
+def move_running(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float
+) -> None:
+    """running_mean[c] ← (1 − momentum)·running_mean[c] + momentum·mean[c],   the same with var[c]·n / (n − 1)"""
+    for c in range(len(mean)):
+        running_mean[c] = (1 - momentum) * float(running_mean[c]) + momentum * float(mean[c])
+        running_var[c] = (1 - momentum) * float(running_var[c]) + momentum * float(var[c]) * n / (n - 1)
+
+
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
     """y[n, c, h, w] = (x[n, c, h, w] − mean[c]) / √(var[c] + eps) · gamma[c] + beta[c],   then max(0, y) if relu"""
     x64, mean, var, gamma, beta = double(x, mean, var, gamma, beta)
@@ -242,24 +251,27 @@ def batch_norm_dx(
 # Convolution, batch norm and ReLU together: nothing but one after the other.
 
 
-def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    """max(0, conv2d)"""
-    return rounded(np.maximum(conv2d(x, weight, bias, window), 0), x)
+def conv_bn_relu(
+    x: Array, weight: Array, window: Window, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
+) -> Array:
+    """The convolution, then batch norm and ReLU"""
+    return batch_norm(conv2d(x, weight, None, window), mean, var, gamma, beta, eps, True)
 
 
-def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
-    """conv2d, and the statistics of its result"""
-    y = conv2d(x, weight, bias, window)
+def conv2d_statistics(x: Array, weight: Array, window: Window) -> tuple[Array, Array, Array]:
+    """The convolution, then the statistics of its result"""
+    y = conv2d(x, weight, None, window)
     return y, *statistics(y)
 
 
 def conv_bn_relu_backward(
     dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
-    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
-) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    beta: Array, eps: float, needs_dx: bool,
+) -> tuple[Array | None, Array | None, Array, Array]:  # fmt: skip
     """Back through ReLU and batch norm, then through the convolution"""
     dy, dgamma, dbeta = batch_norm_dx(concat(dzs), y, mean, var, gamma, beta, eps, True, True)
-    return *conv2d_backward(dy, x, weight, window, needs_dx, True, with_bias), dgamma, dbeta
+    dx, dw, _ = conv2d_backward(dy, x, weight, window, needs_dx, True, False)
+    return dx, dw, dgamma, dbeta
 
 
 # Local response normalisation: every pixel on its own, across channels.

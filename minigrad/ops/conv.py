@@ -11,7 +11,7 @@ from minigrad.errors import GraphError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, Window, joined_filters
 from minigrad.ops.dense import concat
-from minigrad.ops.norm import check_count, move_running
+from minigrad.ops.norm import check_count
 from minigrad.tensor import Tensor, check_alike, record, record_parts
 
 Size = int | tuple[int, int]
@@ -100,9 +100,12 @@ def conv_bn_relu(
 
     Their filters side by side are one filter bank: one product reads x once, and in backward one product gives dx,
     where several units would each give a part. Each channel of the result is still its own filter's, so that nothing
-    changes but rounding. In training, the statistics are taken from each block of the
-    convolution's result while it is in the cache, and the gradient of that result is computed block by block where
-    the convolution's backward reads it. In evaluation, batch norm is an affine map and is folded into the filters.
+    changes but rounding. On the host, in training, the statistics are taken from each block of the convolution's result
+    while it is in the cache, and the gradient of that result is computed block by block where the convolution's
+    backward reads it; in evaluation batch norm, then an affine map, is folded into the filters.
+
+    A bias only moves the mean, which batch norm takes off again. So it is added to no pixel, but to the mean that the
+    running mean moves to; in training its gradient is 0.
 
     x        (N, C, H, W)
     returns  (N, Oᵢ, OH, OW) for each unit
@@ -121,40 +124,42 @@ def conv_bn_relu(
     k, xp, window = kernels(x.data), array_module(x.data), windows[0]
     images_in, weights, with_bias = x.data, [unit.weight.data for unit in units], units[0].bias is not None
     filters = joined_filters(weights)
-    gamma, beta = (xp.concatenate([p.data for p in ps]) for ps in ([u.gamma for u in units], [u.beta for u in units]))
-    biases = [unit.bias.data for unit in units if unit.bias is not None]
-    bias = xp.concatenate(biases) if biases else None
+    gamma, beta = (_joined([p.data for p in ps]) for ps in ([u.gamma for u in units], [u.beta for u in units]))
+    bias = _joined([unit.bias.data for unit in units if unit.bias is not None]) if with_bias else None
     ends = list(itertools.accumulate(len(unit.gamma) for unit in units))
     parts = [slice(end - len(unit.gamma), end) for unit, end in zip(units, ends, strict=True)]
     if not training:
-        mean, var = (xp.concatenate(vs) for vs in ([u.running_mean for u in units], [u.running_var for u in units]))
-        scale = gamma / xp.sqrt(var.astype(xp.float64) + eps)
-        shift = beta + ((0 if bias is None else bias) - mean) * scale
-        z = k.conv2d_relu(
-            images_in, filters * scale.astype(x.dtype)[:, None, None, None], shift.astype(x.dtype), window
-        )
+        mean, var = (_joined(vs) for vs in ([u.running_mean for u in units], [u.running_var for u in units]))
+        z = k.conv_bn_relu(images_in, filters, window, mean if bias is None else mean - bias, var, gamma, beta, eps)
         costs = _costs(z, units)  # nothing needs a gradient here, so that any backward will do
         return record_parts("conv_bn_relu", [z[:, p] for p in parts], (x, *parameters), list, multiply_adds=costs)
     check_count((len(images_in), len(filters), *window.output))
     needs_dx = x.needs_grad
-    y, mean, var = k.conv2d_statistics(images_in, filters, bias, window)
+    y, mean, var = k.conv2d_statistics(images_in, filters, window)
+    moved = mean if bias is None else mean + bias
     for unit, part in zip(units, parts, strict=True):
-        move_running(unit.running_mean, unit.running_var, mean[part], var[part], y.size // len(filters), momentum)
+        k.move_running(unit.running_mean, unit.running_var, moved[part], var[part], y.size // len(filters), momentum)
     z = k.batch_norm(y, mean, var, gamma, beta, eps, True)
     shapes = [z[:, part].shape for part in parts]
 
     def backward(dzs: list[Array | None]) -> list[Array | None]:
         given = [xp.zeros(shape, y.dtype) if dz is None else dz for dz, shape in zip(dzs, shapes, strict=True)]
         filters = joined_filters(weights)  # joined again rather than kept
-        dx, dw, db, dgamma, dbeta = k.conv_bn_relu_backward(
-            given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx, with_bias
+        dx, dw, dgamma, dbeta = k.conv_bn_relu_backward(
+            given, images_in, filters, window, y, mean, var, gamma, beta, eps, needs_dx
         )
+        db = xp.zeros_like(dbeta) if with_bias else None
         gradients = (dw, db, dgamma, dbeta)
         return [dx, *(None if whole is None else whole[part] for part in parts for whole in gradients)]
 
     return record_parts(
         "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), backward, multiply_adds=_costs(z, units)
     )
+
+
+def _joined(arrays: list[Array]) -> Array:
+    """Arrays (Cᵢ,) one after the other as (ΣCᵢ,); a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else array_module(arrays[0]).concatenate(arrays)
 
 
 def _window(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size) -> Window:

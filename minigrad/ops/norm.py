@@ -46,7 +46,7 @@ def batch_norm(
     if training:
         check_count(x.shape)
         mean, var = k.statistics(images_in)
-        move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
+        k.move_running(running_mean, running_var, mean, var, x.size // x.shape[1], momentum)
     else:
         wide = array_module(running_mean).float64
         mean, var = running_mean.astype(wide), running_var.astype(wide)
@@ -65,13 +65,6 @@ def check_count(shape: tuple[int, ...]) -> None:
             f"batch_norm in training needs more than one value per channel, got input {shape}: use a batch of "
             "two or more images, or model.eval()"
         )
-
-
-def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
-    """Move the running statistics towards a batch's, in place: the unbiased variance of its n values a channel."""
-    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        running *= 1 - momentum
-        running += (momentum * batch).astype(running.dtype)
 
 
 def local_response_norm(x: Tensor, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:

@@ -22,6 +22,23 @@ typedef const double* __restrict__ Numbers;
 #define WINDOW \
   Index height, Index width, Index kh, Index kw, Index sh, Index sw, Index ph, Index pw, Index oh, Index ow
 
+// The same rows where they are the pixels (n, i, j) of images of this size: a division takes as long as twenty
+// additions, so that the steps from row to row are taken apart once.
+struct Walk {
+  const Index height, width, step, step_n, step_i, step_j;
+  Index row, n, i, j;
+  __device__ Walk(Index height, Index width)
+      : height(height), width(width), step(gridDim.x * (Index)blockDim.y), step_n(step / width / height),
+        step_i(step / width % height), step_j(step % width), row(blockIdx.x * (Index)blockDim.y + threadIdx.y),
+        n(row / width / height), i(row / width % height), j(row % width) {}
+  __device__ void next() {
+    row += step, n += step_n, i += step_i, j += step_j;
+    if (j >= width) j -= width, ++i;
+    if (i >= height) i -= height, ++n;
+  }
+};
+#define EACH_PIXEL(at, rows, height, width) for (Walk at(height, width); at.row < (rows); at.next())
+
 struct alignas(V * sizeof(T)) Pack {
   T value[V];
   __device__ void operator+=(const Pack& other) {
@@ -32,25 +49,40 @@ struct alignas(V * sizeof(T)) Pack {
 __device__ inline const Pack& pack(const T* values) { return *reinterpret_cast<const Pack*>(values); }
 __device__ inline Pack& pack(T* values) { return *reinterpret_cast<Pack*>(values); }
 
+typedef signed char Cell;  // the number of a cell in its row, or column, of a window
+struct alignas(V) Cells {
+  Cell value[V];
+};
+
+__device__ inline const Cells& cells(const Cell* values) { return *reinterpret_cast<const Cells*>(values); }
+__device__ inline Cells& cells(Cell* values) { return *reinterpret_cast<Cells*>(values); }
+
 // Along one axis: the stops first … last of a window of k cells that see cell h.
 __device__ inline Index first_stop(Index h, Index k, Index s, Index p) { return max((h + p - k + s) / s, (Index)0); }
 __device__ inline Index last_stop(Index h, Index s, Index p, Index out) { return min((h + p) / s, out - 1); }
 
-// Sum (or combine) a value over the threads of a block that stand in the same column: each gets the result. It is
+// Sum (or combine) values over the threads of a block that stand in the same column: each gets the results. It is
 // a tree over threadIdx.y, always in the same order. blockDim.y is a power of two.
-template <typename Combine>
-__device__ inline double down_the_block(double value, Combine combine) {
-  __shared__ double cells[THREADS];
-  const int x = threadIdx.x, y = threadIdx.y, width = blockDim.x;
-  cells[y * width + x] = value;
+template <int N, typename Combine>
+__device__ inline void down_the_block(double (&values)[N], Combine combine) {
+  __shared__ double all[N][THREADS];
+  const int width = blockDim.x, me = threadIdx.y * width + threadIdx.x;
+  for (int k = 0; k < N; ++k) all[k][me] = values[k];
   __syncthreads();
   for (int half = blockDim.y / 2; half > 0; half /= 2) {
-    if (y < half) cells[y * width + x] = combine(cells[y * width + x], cells[(y + half) * width + x]);
+    if (threadIdx.y < half)
+      for (int k = 0; k < N; ++k) all[k][me] = combine(all[k][me], all[k][me + half * width]);
     __syncthreads();
   }
-  const double result = cells[x];
-  __syncthreads();  // the next call writes the cells again
-  return result;
+  for (int k = 0; k < N; ++k) values[k] = all[k][threadIdx.x];
+  __syncthreads();  // the next call writes them again
+}
+
+template <typename Combine>
+__device__ inline double down_the_block(double value, Combine combine) {
+  double values[1] = {value};
+  down_the_block(values, combine);
+  return values[0];
 }
 
 struct Sum {
@@ -60,9 +92,17 @@ struct Largest {
   __device__ double operator()(double a, double b) const { return a > b ? a : b; }
 };
 
-// A sum over all rows of a matrix takes two kernels: in the first, block b of the grid adds its rows into
-// parts[b][k][c], sum k of column c; the second, a single row of blocks, adds the parts. No atomics: the same bits in
-// every run. `all` is the number of columns of `parts`.
+// Sums over all rows of a matrix take two kernels: in the first, block b of the grid adds its rows into parts[b][k][c],
+// sum k of column c, of a thread's columns at once; the second, a single row of blocks, adds the parts. No atomics: the
+// same bits in every run. `all` is the number of columns of `parts`.
+template <int N>
+__device__ inline void leave(double (&sums)[N], double* parts, Index all, Index c, Index columns) {
+  down_the_block(sums, Sum());
+  if (c < columns && threadIdx.y == 0)
+    for (int k = 0; k < N / V; ++k)
+      for (int e = 0; e < V; ++e) parts[(blockIdx.x * (N / V) + k) * all + c + e] = sums[k * V + e];
+}
+
 __device__ inline double total(Numbers parts, Index count, Index sums, Index k, Index all, Index c) {
   double value = 0;
   for (Index b = threadIdx.y; c < all && b < count; b += blockDim.y) value += parts[(b * sums + k) * all + c];

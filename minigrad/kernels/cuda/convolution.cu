@@ -5,11 +5,10 @@ KERNEL im2col(Input x, Index ld, Output patches, Index rows, Index channels, WIN
   const Index columns = kh * kw * channels, k = COLUMN * V;
   if (k >= columns) return;
   const Index c = k % channels, v = k / channels % kw, u = k / channels / kw;
-  EACH_ROW(r, rows) {
-    const Index j = r % ow, i = r / ow % oh, n = r / ow / oh;
-    const Index h = i * sh + u - ph, w = j * sw + v - pw;
+  EACH_PIXEL(at, rows, oh, ow) {
+    const Index h = at.i * sh + u - ph, w = at.j * sw + v - pw;
     const bool inside = 0 <= h && h < height && 0 <= w && w < width;
-    pack(patches + r * columns + k) = inside ? pack(x + ((n * height + h) * width + w) * ld + c) : Pack{};
+    pack(patches + at.row * columns + k) = inside ? pack(x + ((at.n * height + h) * width + w) * ld + c) : Pack{};
   }
 }
 
@@ -17,15 +16,14 @@ KERNEL im2col(Input x, Index ld, Output patches, Index rows, Index channels, WIN
 KERNEL col2im(Input dpatches, Output dx, Index rows, Index channels, WINDOW) {
   const Index columns = kh * kw * channels, c = COLUMN * V;
   if (c >= channels) return;
-  EACH_ROW(r, rows) {
-    const Index w = r % width, h = r / width % height, n = r / width / height;
-    const Index last_i = last_stop(h, sh, ph, oh), last_j = last_stop(w, sw, pw, ow);
+  EACH_PIXEL(at, rows, height, width) {
+    const Index last_i = last_stop(at.i, sh, ph, oh), last_j = last_stop(at.j, sw, pw, ow);
     Pack sum{};
-    for (Index i = first_stop(h, kh, sh, ph); i <= last_i; ++i)
-      for (Index j = first_stop(w, kw, sw, pw); j <= last_j; ++j) {
-        const Index u = h + ph - i * sh, v = w + pw - j * sw;
-        sum += pack(dpatches + ((n * oh + i) * ow + j) * columns + (u * kw + v) * channels + c);
+    for (Index i = first_stop(at.i, kh, sh, ph); i <= last_i; ++i)
+      for (Index j = first_stop(at.j, kw, sw, pw); j <= last_j; ++j) {
+        const Index u = at.i + ph - i * sh, v = at.j + pw - j * sw;
+        sum += pack(dpatches + ((at.n * oh + i) * ow + j) * columns + (u * kw + v) * channels + c);
       }
-    pack(dx + r * channels + c) = sum;
+    pack(dx + at.row * channels + c) = sum;
   }
 }

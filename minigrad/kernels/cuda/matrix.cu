@@ -7,24 +7,23 @@ KERNEL copy_columns(Input x, Index x_ld, Output y, Index y_ld, Index rows, Index
   EACH_ROW(r, rows) pack(y + r * y_ld + c) = pack(x + r * x_ld + c);
 }
 
-// y[r, c] += bias[c], then max(0, y) if relu; NaN stays
-KERNEL add_bias(Output y, Input bias, Index relu, Index rows, Index columns) {
-  const Index c = COLUMN;
+// y[r, c] += bias[c]
+KERNEL add_bias(Output y, Input bias, Index rows, Index columns) {
+  const Index c = COLUMN * V;
   if (c >= columns) return;
-  const T b = bias[c];
-  EACH_ROW(r, rows) {
-    const T value = y[r * columns + c] + b;
-    y[r * columns + c] = relu && value < 0 ? 0 : value;
-  }
+  const Pack b = pack(bias + c);
+  EACH_ROW(r, rows) pack(y + r * columns + c) += b;
 }
 
 // sums[c] = Σ_r x[r, c], first in parts
 KERNEL column_sums_parts(Input x, Index ld, double* parts, Index rows, Index columns) {
-  const Index c = COLUMN;
-  double sum = 0;
-  if (c < columns) EACH_ROW(r, rows) sum += x[r * ld + c];
-  sum = down_the_block(sum, Sum());
-  if (c < columns && threadIdx.y == 0) parts[blockIdx.x * columns + c] = sum;
+  const Index c = COLUMN * V;
+  double sums[V]{};
+  if (c < columns) EACH_ROW(r, rows) {
+      const Pack values = pack(x + r * ld + c);
+      for (int e = 0; e < V; ++e) sums[e] += values.value[e];
+    }
+  leave(sums, parts, columns, c, columns);
 }
 
 KERNEL column_sums(Numbers parts, Index count, Output sums, Index columns) {

@@ -4,22 +4,20 @@
 // Σ (x − shift) and Σ (x − shift)² over the rows. The channel's first value is the shift: what is left is of the size
 // of the standard deviation, so that the variance is not a small difference of large squares.
 KERNEL statistics_parts(Input x, Index ld, double* parts, Index rows, Index channels) {
-  const Index c = COLUMN;
-  double sum = 0, squares = 0;
+  const Index c = COLUMN * V;
+  double sums[2 * V]{};
   if (c < channels) {
-    const double shift = x[c];
+    const Pack shift = pack(x + c);
     EACH_ROW(r, rows) {
-      const double d = x[r * ld + c] - shift;
-      sum += d;
-      squares += d * d;
+      const Pack values = pack(x + r * ld + c);
+      for (int e = 0; e < V; ++e) {
+        const double d = (double)values.value[e] - shift.value[e];
+        sums[e] += d;
+        sums[V + e] += d * d;
+      }
     }
   }
-  sum = down_the_block(sum, Sum());
-  squares = down_the_block(squares, Sum());
-  if (c < channels && threadIdx.y == 0) {
-    parts[(blockIdx.x * 2 + 0) * channels + c] = sum;
-    parts[(blockIdx.x * 2 + 1) * channels + c] = squares;
-  }
+  leave(sums, parts, channels, c, channels);
 }
 
 // mean = shift + Σ (x − shift) / m,   var = Σ (x − shift)² / m − (mean − shift)²
@@ -33,26 +31,49 @@ KERNEL statistics(Numbers parts, Index count, Input x, double* mean, double* var
   }
 }
 
+// running ← (1 − momentum)·running + momentum·batch; the variance times `unbiased`, n / (n − 1)
+KERNEL move_running(Output running_mean, Output running_var, Numbers mean, Numbers var, double unbiased,
+                    double momentum, Index channels) {
+  EACH_ROW(c, channels) {
+    running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c];
+    running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased * var[c];
+  }
+}
+
 // One channel of y = (x − mean) · gamma / √(var + eps) + beta, centred first: x · scale + shift would lose digits
 // where the mean is large. Forward and backward take the same steps, so that ReLU cuts both at the same pixels.
 struct Channel {
   double mean, inverse_std;
   T scale, beta;
+  __device__ Channel() {}
   __device__ Channel(double mean, double var, T gamma, T beta, double eps)
       : mean(mean), inverse_std(1 / sqrt(var + eps)), scale(gamma * inverse_std), beta(beta) {}
   __device__ T centred(T x) const { return x - mean; }
   __device__ T normalised(T x) const { return fma(centred(x), scale, beta); }
 };
 
+// The channels of a Pack.
+struct Channels {
+  Channel of[V];
+  __device__ Channels(Index c, Numbers mean, Numbers var, Input gamma, Input beta, double eps) {
+    for (int e = 0; e < V; ++e) of[e] = Channel(mean[c + e], var[c + e], gamma[c + e], beta[c + e], eps);
+  }
+};
+
 // y, then max(0, y) if relu; NaN stays
 KERNEL batch_norm(Input x, Index ld, Numbers mean, Numbers var, Input gamma, Input beta, double eps, Index relu,
                   Output y, Index rows, Index channels) {
-  const Index c = COLUMN;
+  const Index c = COLUMN * V;
   if (c >= channels) return;
-  const Channel channel(mean[c], var[c], gamma[c], beta[c], eps);
+  const Channels channel(c, mean, var, gamma, beta, eps);
   EACH_ROW(r, rows) {
-    const T value = channel.normalised(x[r * ld + c]);
-    y[r * channels + c] = relu && value < 0 ? 0 : value;
+    const Pack values = pack(x + r * ld + c);
+    Pack result;
+    for (int e = 0; e < V; ++e) {
+      const T value = channel.of[e].normalised(values.value[e]);
+      result.value[e] = relu && value < 0 ? 0 : value;
+    }
+    pack(y + r * channels + c) = result;
   }
 }
 
@@ -60,23 +81,21 @@ KERNEL batch_norm(Input x, Index ld, Numbers mean, Numbers var, Input gamma, Inp
 KERNEL batch_norm_sums_parts(Input dy, Index dy_ld, Input x, Index x_ld, Numbers mean, Numbers var, Input gamma,
                              Input beta, double eps, Index relu, double* parts, Index all, Index rows,
                              Index channels) {
-  const Index c = COLUMN;
-  double dbeta = 0, dgamma = 0;
+  const Index c = COLUMN * V;
+  double sums[2 * V]{};
   if (c < channels) {
-    const Channel channel(mean[c], var[c], gamma[c], beta[c], eps);
+    const Channels channel(c, mean, var, gamma, beta, eps);
     EACH_ROW(r, rows) {
-      const T value = x[r * x_ld + c], g = relu && !(channel.normalised(value) > 0) ? 0 : dy[r * dy_ld + c];
-      dbeta += g;
-      dgamma += (double)g * channel.centred(value);
+      const Pack values = pack(x + r * x_ld + c), upstream = pack(dy + r * dy_ld + c);
+      for (int e = 0; e < V; ++e) {
+        const T value = values.value[e], g = relu && !(channel.of[e].normalised(value) > 0) ? 0 : upstream.value[e];
+        sums[e] += g;
+        sums[V + e] += (double)g * channel.of[e].centred(value);
+      }
     }
-    dgamma *= channel.inverse_std;
+    for (int e = 0; e < V; ++e) sums[V + e] *= channel.of[e].inverse_std;
   }
-  dbeta = down_the_block(dbeta, Sum());
-  dgamma = down_the_block(dgamma, Sum());
-  if (c < channels && threadIdx.y == 0) {
-    parts[(blockIdx.x * 2 + 0) * all + c] = dbeta;
-    parts[(blockIdx.x * 2 + 1) * all + c] = dgamma;
-  }
+  leave(sums, parts, all, c, channels);
 }
 
 // sums[0] = dbeta and sums[1] = dgamma in double for what follows, and as results
@@ -94,15 +113,24 @@ KERNEL batch_norm_sums(Numbers parts, Index count, double* sums, Output dbeta, O
 KERNEL batch_norm_dx(Input dy, Index dy_ld, Input x, Index x_ld, Numbers mean, Numbers var, Input gamma, Input beta,
                      double eps, Index relu, Index through_statistics, Numbers sums, Output dx, Index all, Index rows,
                      Index channels) {
-  const Index c = COLUMN;
+  const Index c = COLUMN * V;
   if (c >= channels) return;
-  const Channel channel(mean[c], var[c], gamma[c], beta[c], eps);
-  const T by_mean = sums[c] / rows, by_var = channel.inverse_std * sums[all + c] / rows;
+  const Channels channel(c, mean, var, gamma, beta, eps);
+  T by_mean[V], by_var[V];
+  for (int e = 0; e < V; ++e) {
+    by_mean[e] = sums[c + e] / rows;
+    by_var[e] = channel.of[e].inverse_std * sums[all + c + e] / rows;
+  }
   EACH_ROW(r, rows) {
-    const T value = x[r * x_ld + c];
-    T g = relu && !(channel.normalised(value) > 0) ? 0 : dy[r * dy_ld + c];
-    if (through_statistics) g -= by_mean + channel.centred(value) * by_var;
-    dx[r * all + c] = channel.scale * g;
+    const Pack values = pack(x + r * x_ld + c), upstream = pack(dy + r * dy_ld + c);
+    Pack result;
+    for (int e = 0; e < V; ++e) {
+      const T value = values.value[e];
+      T g = relu && !(channel.of[e].normalised(value) > 0) ? 0 : upstream.value[e];
+      if (through_statistics) g -= by_mean[e] + channel.of[e].centred(value) * by_var[e];
+      result.value[e] = channel.of[e].scale * g;
+    }
+    pack(dx + r * all + c) = result;
   }
 }
 

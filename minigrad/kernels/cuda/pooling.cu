@@ -1,18 +1,18 @@
 // y[n, i, j, c] = max over the window's cells inside the image of x[n, h, w, c]; NaN if one of them is NaN
 KERNEL max_pool(Input x, Index ld, Output y, Index rows, Index channels, WINDOW) {
-  const Index c = COLUMN;
+  const Index c = COLUMN * V;
   if (c >= channels) return;
-  EACH_ROW(r, rows) {
-    const Index j = r % ow, i = r / ow % oh, n = r / ow / oh;
-    const Index top = max(i * sh - ph, (Index)0), bottom = min(i * sh - ph + kh, height);
-    const Index left = max(j * sw - pw, (Index)0), right = min(j * sw - pw + kw, width);
-    T best = x[((n * height + top) * width + left) * ld + c];
+  EACH_PIXEL(at, rows, oh, ow) {
+    const Index top = max(at.i * sh - ph, (Index)0), bottom = min(at.i * sh - ph + kh, height);
+    const Index left = max(at.j * sw - pw, (Index)0), right = min(at.j * sw - pw + kw, width);
+    Pack best = pack(x + ((at.n * height + top) * width + left) * ld + c);
     for (Index h = top; h < bottom; ++h)
       for (Index w = left; w < right; ++w) {
-        const T cell = x[((n * height + h) * width + w) * ld + c];
-        if (cell > best || cell != cell) best = cell;
+        const Pack cell = pack(x + ((at.n * height + h) * width + w) * ld + c);
+        for (int e = 0; e < V; ++e)
+          if (cell.value[e] > best.value[e] || cell.value[e] != cell.value[e]) best.value[e] = cell.value[e];
       }
-    y[r * channels + c] = best;
+    pack(y + at.row * channels + c) = best;
   }
 }
 
@@ -21,36 +21,43 @@ KERNEL max_pool(Input x, Index ld, Output y, Index rows, Index channels, WINDOW)
 //     best[a, i, c] = max_v x[a, i·s + v − p, c],     first[a, i, c] = the first v that has it; a NaN wins
 //
 // Across the columns of an image `outer` is n·H + h and `inner` the channel; down its rows n, and (j, c).
-KERNEL max_along(Input x, Index ld, Output best_of, signed char* __restrict__ first_of, Index rows, Index inner,
-                 Index length, Index k, Index s, Index p, Index out) {
-  const Index c = COLUMN;
+KERNEL max_along(Input x, Index ld, Output best_of, Cell* __restrict__ first_of, Index rows, Index inner, Index length,
+                 Index k, Index s, Index p, Index out) {
+  const Index c = COLUMN * V;
   if (c >= inner) return;
-  EACH_ROW(r, rows) {
-    const Index i = r % out, a = r / out, start = i * s - p, end = min(start + k, length);
-    Index first = max(start, (Index)0);
-    T best = x[(a * length + first) * ld + c];
-    for (Index l = first + 1; l < end; ++l) {
-      const T cell = x[(a * length + l) * ld + c];
-      if (cell > best || (cell != cell && best == best)) best = cell, first = l;
+  EACH_PIXEL(at, rows, 1, out) {
+    const Index start = at.j * s - p, low = max(start, (Index)0), end = min(start + k, length);
+    Pack best = pack(x + (at.n * length + low) * ld + c);
+    Cells first;
+    for (int e = 0; e < V; ++e) first.value[e] = low - start;
+    for (Index l = low + 1; l < end; ++l) {
+      const Pack cell = pack(x + (at.n * length + l) * ld + c);
+      for (int e = 0; e < V; ++e) {
+        const T value = cell.value[e], most = best.value[e];
+        if (value > most || (value != value && most == most)) best.value[e] = value, first.value[e] = l - start;
+      }
     }
-    best_of[r * inner + c] = best;
-    first_of[r * inner + c] = first - start;
+    pack(best_of + at.row * inner + c) = best;
+    cells(first_of + at.row * inner + c) = first;
   }
 }
 
 // Its transpose: dx[a, l, c] = Σ of dy[a, i, c] over the stops i whose first maximum is cell l
-KERNEL hand_along(Input dy, const signed char* __restrict__ first, Output dx, Index rows, Index inner,
-                  Index length, Index k, Index s, Index p, Index out) {
-  const Index c = COLUMN;
+KERNEL hand_along(Input dy, const Cell* __restrict__ first_of, Output dx, Index rows, Index inner, Index length,
+                  Index k, Index s, Index p, Index out) {
+  const Index c = COLUMN * V;
   if (c >= inner) return;
-  EACH_ROW(r, rows) {
-    const Index l = r % length, a = r / length, last = last_stop(l, s, p, out);
-    T sum = 0;
-    for (Index i = first_stop(l, k, s, p); i <= last; ++i) {
-      const Index cell = (a * out + i) * inner + c;
-      if (first[cell] == l + p - i * s) sum += dy[cell];
+  EACH_PIXEL(at, rows, 1, length) {
+    const Index last = last_stop(at.j, s, p, out);
+    Pack sum{};
+    for (Index i = first_stop(at.j, k, s, p); i <= last; ++i) {
+      const Index stop = (at.n * out + i) * inner + c;
+      const Cells first = cells(first_of + stop);
+      const Pack gradient = pack(dy + stop);
+      for (int e = 0; e < V; ++e)
+        if (first.value[e] == at.j + p - i * s) sum.value[e] += gradient.value[e];
     }
-    dx[r * inner + c] = sum;
+    pack(dx + at.row * inner + c) = sum;
   }
 }
 
@@ -64,14 +71,13 @@ __device__ inline Index counted(Index i, Index k, Index s, Index p, Index length
 KERNEL avg_pool(Input x, Index ld, Index count_padding, Output y, Index rows, Index channels, WINDOW) {
   const Index c = COLUMN;
   if (c >= channels) return;
-  EACH_ROW(r, rows) {
-    const Index j = r % ow, i = r / ow % oh, n = r / ow / oh;
-    const Index bottom = min(i * sh - ph + kh, height), right = min(j * sw - pw + kw, width);
+  EACH_PIXEL(at, rows, oh, ow) {
+    const Index top = at.i * sh - ph, bottom = min(top + kh, height), left = at.j * sw - pw, right = min(left + kw, width);
     T sum = 0;
-    for (Index h = max(i * sh - ph, (Index)0); h < bottom; ++h)
-      for (Index w = max(j * sw - pw, (Index)0); w < right; ++w) sum += x[((n * height + h) * width + w) * ld + c];
-    y[r * channels + c] =
-        sum / (T)(counted(i, kh, sh, ph, height, count_padding) * counted(j, kw, sw, pw, width, count_padding));
+    for (Index h = max(top, (Index)0); h < bottom; ++h)
+      for (Index w = max(left, (Index)0); w < right; ++w) sum += x[((at.n * height + h) * width + w) * ld + c];
+    y[at.row * channels + c] =
+        sum / (T)(counted(at.i, kh, sh, ph, height, count_padding) * counted(at.j, kw, sw, pw, width, count_padding));
   }
 }
 
@@ -79,14 +85,13 @@ KERNEL avg_pool(Input x, Index ld, Index count_padding, Output y, Index rows, In
 KERNEL avg_pool_dx(Input dy, Index ld, Index count_padding, Output dx, Index rows, Index channels, WINDOW) {
   const Index c = COLUMN;
   if (c >= channels) return;
-  EACH_ROW(r, rows) {
-    const Index w = r % width, h = r / width % height, n = r / width / height;
-    const Index last_i = last_stop(h, sh, ph, oh), last_j = last_stop(w, sw, pw, ow);
+  EACH_PIXEL(at, rows, height, width) {
+    const Index last_i = last_stop(at.i, sh, ph, oh), last_j = last_stop(at.j, sw, pw, ow);
     T sum = 0;
-    for (Index i = first_stop(h, kh, sh, ph); i <= last_i; ++i)
-      for (Index j = first_stop(w, kw, sw, pw); j <= last_j; ++j)
-        sum += dy[((n * oh + i) * ow + j) * ld + c] /
+    for (Index i = first_stop(at.i, kh, sh, ph); i <= last_i; ++i)
+      for (Index j = first_stop(at.j, kw, sw, pw); j <= last_j; ++j)
+        sum += dy[((at.n * oh + i) * ow + j) * ld + c] /
                (T)(counted(i, kh, sh, ph, height, count_padding) * counted(j, kw, sw, pw, width, count_padding));
-    dx[r * channels + c] = sum;
+    dx[at.row * channels + c] = sum;
   }
 }

@@ -23,11 +23,11 @@ from minigrad.kernels.numpy_.conv import (
     conv2d_backward,
     conv2d_dw,
     conv2d_dx,
-    conv2d_relu,
     conv2d_statistics,
+    conv_bn_relu,
     conv_bn_relu_backward,
 )
-from minigrad.kernels.numpy_.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, statistics
+from minigrad.kernels.numpy_.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, move_running, statistics
 from minigrad.kernels.numpy_.pool import avg_pool, avg_pool_dx, max_pool, max_pool_dx, max_pool_winners
 from minigrad.layout import Array, elementwise, empty_images
 from minigrad.random import Key, uniform
@@ -43,8 +43,8 @@ __all__ = [
     "conv2d_backward",
     "conv2d_dw",
     "conv2d_dx",
-    "conv2d_relu",
     "conv2d_statistics",
+    "conv_bn_relu",
     "conv_bn_relu_backward",
     "cross_entropy",
     "dropout",
@@ -54,6 +54,7 @@ __all__ = [
     "max_pool",
     "max_pool_dx",
     "max_pool_winners",
+    "move_running",
     "statistics",
 ]
 

@@ -38,7 +38,7 @@ from minigrad.kernels.numpy_.blocks import (
     sum_of_lanes,
     widen,
 )
-from minigrad.kernels.numpy_.norm import Moments, merged, moments, through_batch_norm
+from minigrad.kernels.numpy_.norm import Moments, merged, moments, scale_and_shift, through_batch_norm
 from minigrad.kernels.numpy_.patches import add_inside, col2im, im2col
 from minigrad.layout import Array, Window, empty_images, filter_matrix, pixels
 
@@ -241,33 +241,36 @@ def stack(matrix: Array, piece: int) -> Array:
 # --- convolution, batch norm and ReLU in one
 
 
-def conv2d_relu(x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-    """max(0, ·) of each block while it is in the cache"""
+def conv_bn_relu(
+    x: Array, weight: Array, window: Window, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
+) -> Array:
+    """Batch norm as filters·scale and a bias; max(0, ·) of each block while it is in the cache"""
+    scale, shift = scale_and_shift(mean, var, gamma, beta, eps)
 
     def finish(_: int, out: Array) -> None:
         np.maximum(out, 0, out=out)
 
-    return convolved(x, weight, bias, window, finish)
+    return convolved(x, weight * scale[:, None, None, None], shift, window, finish)
 
 
-def conv2d_statistics(x: Array, weight: Array, bias: Array | None, window: Window) -> tuple[Array, Array, Array]:
+def conv2d_statistics(x: Array, weight: Array, window: Window) -> tuple[Array, Array, Array]:
     """The moments of each block while it is in the cache"""
     found: dict[int, Moments] = {}
 
     def finish(i: int, out: Array) -> None:
         found[i] = moments(out)
 
-    y = convolved(x, weight, bias, window, finish)
+    y = convolved(x, weight, None, window, finish)
     return y, *merged(found)
 
 
 def conv_bn_relu_backward(
     dzs: list[Array], x: Array, weight: Array, window: Window, y: Array, mean: Array, var: Array, gamma: Array,
-    beta: Array, eps: float, needs_dx: bool, with_bias: bool,
-) -> tuple[Array | None, Array | None, Array | None, Array, Array]:  # fmt: skip
+    beta: Array, eps: float, needs_dx: bool,
+) -> tuple[Array | None, Array | None, Array, Array]:  # fmt: skip
     """One pass over dz and y for the sums; a second where the convolution's backward reads its gradient from them"""
     source, scale, dgamma, dbeta = through_batch_norm(dzs, y, mean, var, gamma, beta, eps, True, True)
     of_filters = scale[:, None, None, None]
-    dx, dw, db = gradients(source, x, weight * of_filters, window, needs_dx, True, with_bias)
+    dx, dw, _ = gradients(source, x, weight * of_filters, window, needs_dx, True, False)
     dw *= of_filters
-    return dx, dw, None if db is None else db * scale, dgamma, dbeta
+    return dx, dw, dgamma, dbeta

@@ -35,6 +35,12 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return merged(found)
 
 
+def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
+    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+        running *= 1 - momentum
+        running += (momentum * batch).astype(running.dtype)
+
+
 SAMPLE = 64  # pixels of a block whose mean is close enough to the block's
 
 
@@ -171,7 +177,7 @@ def joined(xs: list[Array], part: Block) -> Array:
 
 def scale_and_shift(mean: Array, var: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array]:
     """Batch norm as x·scale + shift, both (C,) in gamma's dtype."""
-    scale = gamma / np.sqrt(var + eps)  # float64
+    scale = gamma / np.sqrt(var.astype(np.float64) + eps)
     return scale.astype(gamma.dtype), (beta - mean * scale).astype(gamma.dtype)
 
 
