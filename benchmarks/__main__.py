@@ -35,6 +35,7 @@ from benchmarks import plots
 from benchmarks.gpu_parts import GPU_BATCH, GPU_PARTS, GPU_SECONDS, also_in, draw, gpu_properties, measure_gpu_parts
 from benchmarks.measure import (
     MEASURES,
+    NAMES,
     PEERS,
     WORKLOADS,
     Failed,
@@ -81,6 +82,10 @@ def main() -> int:
     parser.add_argument(
         "--models", nargs="+", choices=list_models(), metavar="MODEL", help="of family: all if left out"
     )
+    parser.add_argument(
+        "--who", nargs="+", choices=list(NAMES), metavar="NAME", help="of all that could be measured, these alone: "
+        f"{', '.join(PEERS)}; on a GPU, for example, ours_tf32_graph or torch_channels_last_tf32"
+    )  # fmt: skip
     parser.add_argument("--batch", type=positive, help=f"instead of the workload's own, or {FAMILY_BATCH} of family")
     parser.add_argument("--threads", type=positive, default=cores(), help="all cores if left out")
     parser.add_argument("--rounds", type=positive, help="of compare: 3, or 1 with --quick")
@@ -191,7 +196,7 @@ class Results:
 def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Results) -> None:
     """Measure, print and keep each part."""
     works = works_of(args)
-    whos = [who for who in installed() if who != "torch_compile" or args.compile]
+    whos = [who for who in installed() if who in (args.who or PEERS) and (who != "torch_compile" or args.compile)]
     if whos == ["ours"]:
         print("PyTorch is not installed: nothing to compare with")
     print(" · ".join(f"{key} {value}" for key, value in results.conditions["machine"].items()), end="\n\n")

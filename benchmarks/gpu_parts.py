@@ -26,7 +26,7 @@ from minigrad.backend import PRECISIONS, cupy_status, default_module, first_line
 
 # The most that a part may take, ten minutes in all; what has been measured until then is kept.
 GPU_SECONDS = {
-    "environment": 20, "ceilings": 30, "compare": 190, "profile": 70, "tests": 180, "memory_check": 110
+    "environment": 10, "ceilings": 20, "compare": 200, "profile": 90, "tests": 180, "memory_check": 100
 }  # fmt: skip
 GPU_PARTS = tuple(GPU_SECONDS)
 GPU_BATCH = 128
@@ -81,7 +81,8 @@ def measure_gpu_parts(
         who
         for who in GPU_PEERS
         for form in [Form.of(who)]
-        if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
+        if who in (args.who or GPU_PEERS)
+        and (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
         and (not form.graph or recorded or not form.ours)
         and (form.ours or torch.get("gpu"))
     ]

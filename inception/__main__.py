@@ -552,9 +552,9 @@ def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> Non
         group.add_argument(
             "--prefetch", type=int, metavar="N", help=f"batches to prepare ahead (default: {Run.prefetch})"
         )
-        group.add_argument("--graph", action="store_true",
-                           help="on a GPU: repeat the training step as one CUDA graph, for the same result in less of "
-                           "the host's time and more of the GPU's memory")  # fmt: skip
+        group.add_argument("--graph", action=argparse.BooleanOptionalAction,
+                           help="repeat the training step as one CUDA graph, for the same result in less of the host's "
+                           "time and more of the GPU's memory (default: on a GPU)")  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress bar; train: nothing but errors")
     group.add_argument("--json", action="store_true", help="print JSON, one object a line, and nothing else")
 

@@ -40,13 +40,18 @@ def array_module(x: Array) -> ModuleType:
 
     Raises BackendError if x is no array.
     """
-    if isinstance(x, (np.ndarray, np.generic)):
+    return _module_of(type(x))  # type: ignore[arg-type]  # mypy: types are no Hashable
+
+
+@functools.cache  # asked thousands of times in a training step
+def _module_of(kind: type) -> ModuleType:
+    if issubclass(kind, (np.ndarray, np.generic)):
         return np
-    package = type(x).__module__.partition(".")[0]
+    package = kind.__module__.partition(".")[0]
     if package == "cupy" and package in sys.modules:
         return sys.modules[package]
     raise BackendError(
-        f"got {type(x).__module__}.{type(x).__qualname__} where a NumPy or CuPy array is wanted: convert it with "
+        f"got {kind.__module__}.{kind.__qualname__} where a NumPy or CuPy array is wanted: convert it with "
         "numpy.asarray, or take a Tensor's .data"
     )
 

@@ -10,8 +10,8 @@ An optimizer has no clock: learning rate and momentum of a step are handed in, a
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
 an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). On a GPU all
 parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu), without scratch; by
-Muon in two, with one array of scratch that is kept, and products in between. A parameter whose gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the
-learning rate.
+Muon in two, with products in between and one array of scratch that is kept. A parameter whose
+gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
 """
 
 from __future__ import annotations
@@ -417,7 +417,7 @@ class Muon(Optimizer):
         alike: dict[Any, list[int]] = {}
         for i, slot in enumerate(self.slots):
             alike.setdefault((slot.param.data.dtype, slot.param.data.shape), []).append(i)
-        found = {}
+        found: dict[int, Array] = {}
         for (dtype, shape), numbers in alike.items():
             joined = empty_images(array_module(self.slots[0].param.data), (len(numbers) * shape[0], *shape[1:]), dtype)
             joined[...] = 0.0  # also where a parameter never gets a gradient

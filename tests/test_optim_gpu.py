@@ -16,7 +16,8 @@ from minigrad.layout import empty_images
 from minigrad.optim import SGD, AdamW, ClipByNorm, Muon, Optimizer, clip_by_norm
 
 MANY: list[tuple[int, ...]] = [
-    (1,), (2,), (5,), (7, 1), (16, 3, 3, 3), (4, 8, 1, 1), (4096,), (4097,), (8193, 2), (100003,), (16, 3, 3, 3), (9, 40),
+    (1,), (2,), (5,), (7, 1), (16, 3, 3, 3), (4, 8, 1, 1), (4096,), (4097,), (8193, 2), (100003,), (16, 3, 3, 3),
+    (9, 40),
 ]  # fmt: skip
 on_cupy = pytest.mark.parametrize("xp", ["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 on_fake = pytest.mark.parametrize("xp", ["fake_cupy"], indirect=True)

@@ -45,7 +45,7 @@ class Run:
     save_every    steps between two checkpoints; there is one after every epoch anyway
     keep          how many of the last checkpoints stay; the best stays besides
     prefetch      batches to prepare ahead
-    graph         on a GPU: repeat the training step as one CUDA graph; a resumed run must be told anew
+    graph         repeat the training step as one CUDA graph; None: on a GPU. A resumed run must be told anew
     tensorboard   write its events as well, in `out`
     report        draw the log and the predictions at the end, in `out`
     json          print JSON, one line an epoch and one for the result, instead of sentences
@@ -64,7 +64,7 @@ class Run:
     save_every: int = 200
     keep: int = 2
     prefetch: int = 2
-    graph: bool = False
+    graph: bool | None = None
     tensorboard: bool = False
     report: bool = True
     quiet: bool = False
@@ -135,6 +135,8 @@ _STORED: dict[str, tuple[type, ...]] = {
     "quiet": (bool,),
     "json": (bool,),
 }
+# On a GPU so many are evaluated at once, where that is more than a batch: the host is slow to start a small one.
+EVALUATED_PIXELS = 2**19
 # What may be said anew when a run is resumed: where things are and how fast, nothing that changes the result.
 FREE = ("data", "weights", "save_every", "keep", "prefetch", "graph", "tensorboard", "report", "quiet", "json")
 
@@ -187,12 +189,15 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         training_set, watched_set = split(training_set, options.validation, recipe.seed)
     mean, std = mean_and_std(training_set)
     loader = _training_loader(training_set, options, mean, std)
-    tests = Loader(test_set, recipe.batch_size, mean=mean, std=std)
-    held_out = Loader(watched_set, recipe.batch_size, mean=mean, std=std) if options.validation else tests
+    on_gpu, (height, width) = backend.backend() == "cupy", training_set.images.shape[1:3]
+    at_once = max(recipe.batch_size, EVALUATED_PIXELS // (height * width)) if on_gpu else recipe.batch_size
+    tests = Loader(test_set, at_once, mean=mean, std=std)
+    held_out = Loader(watched_set, at_once, mean=mean, std=std) if options.validation else tests
     classes = len(training_set.classes)
     built: dict[str, Any] = {"num_classes": classes, "aux_logits": options.aux_logits, "width": options.width}
     model = create_model(options.model, **built, seed=recipe.seed)
-    training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, graph=options.graph,
+    graph = on_gpu if options.graph is None else options.graph
+    training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, graph=graph,
                         quiet=quiet)  # fmt: skip
     averaged = training.average is not None
     about = {

@@ -15,7 +15,7 @@ import functools
 import sys
 import threading
 from ctypes import c_int, c_longlong, c_size_t, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ COMPUTE = {  # cublasComputeType_t, by what is stored and `minigrad.set_precisio
     ("d", "tf32"): 70,
 }
 SCALARS: dict[str, Any] = {"f": ctypes.c_float, "d": ctypes.c_double}  # of alpha and beta, which lie on the host
-FACTORS = {(dtype, value): scalar(value) for dtype, scalar in SCALARS.items() for value in (0, 1)}
+ONE, ZERO = ({dtype: ctypes.byref(scalar(value)) for dtype, scalar in SCALARS.items()} for value in (1, 0))
 ANY_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 
 
@@ -67,51 +67,83 @@ def product(a: Array, b: Array, out: Array, accumulate: bool = False) -> Array:
                 their columns; of what is neither, a copy is made
     Raises      ShapeError if sizes or dtypes do not fit together, BackendError if cuBLAS is missing or fails
     """
-    xp, dtype = array_module(out), out.dtype.char
-    (m, k), n = a.shape[-2:], b.shape[-1]
-    stacks = {x.shape[:-2] for x in (a, b, out) if x.ndim == 3}
-    if (
-        b.shape[-2] != k or out.shape[-2:] != (m, n) or len(stacks) > 1 or (out.ndim == 2) == bool(stacks)
-        or not dtype == a.dtype.char == b.dtype.char or dtype not in TYPES
-    ):  # fmt: skip
-        raise ShapeError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape} into {out.dtype} {out.shape}")
-    if 0 in (out.size, k):
+    xp, stream = array_module(out), array_module(out).cuda.get_current_stream().ptr
+    call = planned(a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, out.shape, out.strides, out.dtype)
+    if call is None:
         if not accumulate:
             out[...] = 0
         return out
-    stacked = out.ndim == 3
-    (b, turn_b, *of_b), (a, turn_a, *of_a), (into, turned, *of_out) = (operand(x, stacked) for x in (b, a, out))
-    if into is not out or turned:
-        raise ShapeError(f"a product cannot be written into {out.shape} with strides {out.strides}")
-    if max(m, n, k, of_a[2], of_b[2], of_out[2]) > LONGEST:
-        raise ShapeError(f"a product of {a.shape} and {b.shape}: cuBLAS takes no more than {LONGEST} rows, or columns")
-    one, kept = (ctypes.byref(FACTORS[dtype, value]) for value in (1, int(accumulate)))
-    function = "cublasGemmStridedBatchedEx" if stacked else "cublasGemmEx"
-    stream = xp.cuda.get_current_stream().ptr
+    if call.copies_a or call.copies_b:
+        a, b = (xp.ascontiguousarray(x) if copied else x for x, copied in ((a, call.copies_a), (b, call.copies_b)))
+        return product(a, b, out, accumulate)
+    one, kept = ONE[call.dtype], (ONE if accumulate else ZERO)[call.dtype]
     cublas, handle, _ = session(xp, xp.cuda.runtime.getDevice(), threading.get_ident(), stream)
-    status = getattr(cublas, function)(
-        handle, turn_b, turn_a, n, m, k, one, *of_b, *of_a, kept, *of_out, *out.shape[:-2],
-        COMPUTE[dtype, precision()], ANY_ALGORITHM,
+    status = getattr(cublas, call.function)(
+        handle, *call.sizes, one, b.data.ptr, *call.of_b, a.data.ptr, *call.of_a, kept, out.data.ptr, *call.of_out,
+        *call.stack, COMPUTE[call.dtype, precision()], ANY_ALGORITHM,
     )  # fmt: skip
     if status != SUCCESS:
-        raise failure(f"{function} of {a.dtype} {a.shape} and {b.shape} in {precision()}", status)
+        raise failure(f"{call.function} of {a.dtype} {a.shape} and {b.shape} in {precision()}", status)
     return out
 
 
-def operand(x: Array, stacked: bool) -> tuple[Any, ...]:
-    """x or a copy of it; whether its columns hold the neighbours, not its rows; and as cuBLAS takes it.
+class Call(NamedTuple):
+    """What cuBLAS is asked for, but for where the operands are: the same for all that lie alike."""
 
-    That is its address and type, how far the lines of neighbours lie apart, and in a stack how far the matrices do.
-    """
-    (rows, columns), (down, across) = x.shape[-2:], (stride // x.itemsize for stride in x.strides[-2:])
+    function: str
+    dtype: str
+    sizes: tuple[int, ...]  # whether the neighbours are in the columns of b, and of a; n, m, k
+    of_b: tuple[int, ...]  # type, distance of the lines, in a stack of the matrices
+    of_a: tuple[int, ...]
+    of_out: tuple[int, ...]
+    stack: tuple[int, ...]  # how many matrices
+    copies_a: bool  # a must be copied first: then all this is not yet known
+    copies_b: bool
+
+
+Sizes = tuple[int, ...]
+
+
+@functools.lru_cache(4096)
+def planned(
+    a: Sizes, a_strides: Sizes, a_dtype: np.dtype, b: Sizes, b_strides: Sizes, b_dtype: np.dtype,
+    out: Sizes, out_strides: Sizes, out_dtype: np.dtype,
+) -> Call | None:  # fmt: skip
+    """The call for operands of these shapes, strides and dtypes; None where there is nothing to add up."""
+    (m, k), n, dtype = a[-2:], b[-1], out_dtype.char
+    stacks = {shape[:-2] for shape in (a, b, out) if len(shape) == 3}
+    if (
+        b[-2] != k or out[-2:] != (m, n) or len(stacks) > 1 or (len(out) == 2) == bool(stacks)
+        or not dtype == a_dtype.char == b_dtype.char or dtype not in TYPES
+    ):  # fmt: skip
+        raise ShapeError(f"a product of {a_dtype} {a} and {b_dtype} {b} into {out_dtype} {out}")
+    if 0 in (*out, k):
+        return None
+    size, stacked = out_dtype.itemsize, len(out) == 3
+    of_b, of_a, of_out = (operand(*x, size, stacked) for x in ((b, b_strides), (a, a_strides), (out, out_strides)))
+    if of_out is None or of_out[0]:
+        raise ShapeError(f"a product cannot be written into {out} with strides {out_strides}")
+    if of_a is None or of_b is None:
+        return Call("", dtype, (), (), (), (), (), of_a is None, of_b is None)
+    if max(m, n, k, of_a[1], of_b[1], of_out[1]) > LONGEST:
+        raise ShapeError(f"a product of {a} and {b}: cuBLAS takes no more than {LONGEST} rows, or columns")
+    function = "cublasGemmStridedBatchedEx" if stacked else "cublasGemmEx"
+    sizes, kind = (of_b[0], of_a[0], n, m, k), TYPES[dtype]
+    return Call(
+        function, dtype, sizes, (kind, *of_b[1:]), (kind, *of_a[1:]), (kind, *of_out[1:]), out[:-2], False, False
+    )
+
+
+def operand(shape: Sizes, strides: Sizes, size: int, stacked: bool) -> tuple[int, ...] | None:
+    """Whether its columns hold the neighbours, not its rows; how far the lines of neighbours lie apart, and in a stack
+    how far the matrices do. None where it must be copied."""
+    (rows, columns), (down, across) = shape[-2:], (stride // size for stride in strides[-2:])
+    in_stack = (strides[0] // size if len(shape) == 3 else 0,) if stacked else ()
     if lines(rows, down, columns, across):
-        turned, apart = False, down if rows > 1 else columns
-    elif lines(columns, across, rows, down):
-        turned, apart = True, across
-    else:
-        return operand(array_module(x).ascontiguousarray(x), stacked)
-    in_stack = (x.strides[0] // x.itemsize if x.ndim == 3 else 0,) if stacked else ()
-    return x, turned, x.data.ptr, TYPES[x.dtype.char], apart, *in_stack
+        return False, down if rows > 1 else columns, *in_stack
+    if lines(columns, across, rows, down):
+        return True, across, *in_stack
+    return None
 
 
 def lines(count: int, apart: int, length: int, step: int) -> bool:

@@ -57,11 +57,12 @@ def cuda_source(dtype: str, index: str, values: int, *sources: str) -> str:
 
 
 def block_shape(columns: int) -> tuple[int, int]:
-    """A block's threads across the columns and down the rows: few idle ones, then many neighbours; powers of two."""
+    """A block's threads across the columns and down the rows: many neighbours where no more than an eighth of the
+    threads is idle, few idle ones elsewhere; powers of two."""
     if columns < 8:
         across = 1 << (columns - 1).bit_length()
     else:
-        across = min((32, 16, 8), key=lambda width: -(-columns // width) * width)
+        across = min((32, 16, 8), key=lambda width: max(1.125 * columns, -(-columns // width) * width))
     return across, THREADS // across
 
 
@@ -101,12 +102,19 @@ def launch(
     Python's integers become the kernel's Index, its floats are double already; anything else would reach the kernel
     as wrong bits, without an error. Raises ShapeError if the matrix has too many columns.
     """
-    longest = max(a.shape[0] * abs(a.strides[0]) // a.itemsize for a in args if not isinstance(a, (int, float)))
+    given, integers, longest = list(args), [], 0
+    for i, a in enumerate(args):
+        if isinstance(a, int):
+            integers.append(i)
+        elif not isinstance(a, float):
+            longest = max(longest, a.shape[0] * abs(a.strides[0]) // a.itemsize)
     index, integer = ("i", np.int32) if longest < INT else ("q", np.int64)
+    for i in integers:
+        given[i] = integer(given[i])
     function, grid, block = plan(
         array_module(like), source, kernel, like.dtype.char, index, rows, columns, values, parts
     )
-    function(grid, block, tuple([integer(a) if isinstance(a, int) else a for a in args]))
+    function(grid, block, tuple(given))
 
 
 def matrix(x: Array) -> tuple[Array, int]:
@@ -143,6 +151,11 @@ def side_by_side(xs: list[Array]) -> list[tuple[Array, slice]]:
     return [(x, slice(end - x.shape[1], end)) for x, end in zip(xs, ends, strict=True)]
 
 
+def part(x: Array, own: slice) -> Array:
+    """Some columns, or all of them without the time that a view takes."""
+    return x if own.stop - own.start == x.shape[-1] else x[..., own]
+
+
 @functools.lru_cache(4096)
 def fields(window: Window) -> tuple[int, ...]:
     """A window as the kernels take it."""
@@ -153,15 +166,29 @@ def fields(window: Window) -> tuple[int, ...]:
 
 
 def im2col(x: Array, window: Window) -> Array:
-    """The patch matrix (N·OH·OW, KH·KW·C): in each row what one output pixel sees."""
+    """The patch matrix (N·OH·OW, KH·KW·C), in each row what one output pixel sees, and zeros: see `patch_length`."""
     if window.is_pointwise:
         return pixels(x)
-    (n, c, _, _), (oh, ow), (kh, kw) = x.shape, window.output, window.kernel
-    rows, ld = matrix(x)
-    patches = array_module(x).empty((n * oh * ow, kh * kw * c), x.dtype)
-    sizes, values = patches.shape, pack(rows)
-    launch("convolution", "im2col", x, *sizes, rows, ld, patches, sizes[0], c, *fields(window), values=values)
+    (n, c, _, _), (oh, ow), (rows, ld) = x.shape, window.output, matrix(x)
+    patches = array_module(x).empty((n * oh * ow, patch_length(c, window, x.itemsize)), x.dtype)
+    operands = rows, ld, patches, *patches.shape, c, *fields(window)
+    launch("convolution", "im2col", x, *patches.shape, *operands, values=pack(rows))
     return patches
+
+
+def patch_length(channels: int, window: Window, itemsize: int) -> int:
+    """KH·KW·C, or the next multiple of 16 bytes: tensor cores are twice as fast where rows begin at such borders."""
+    values, length = 1 if window.is_pointwise else 16 // itemsize, math.prod(window.kernel) * channels
+    return -(-length // values) * values
+
+
+def with_zeros(filters: Array, length: int) -> Array:
+    """The filters (O, KH·KW·C) with zeros where patches of this length have theirs."""
+    if filters.shape[1] == length:
+        return filters
+    longer = array_module(filters).zeros((len(filters), length), filters.dtype)
+    longer[:, : filters.shape[1]] = filters
+    return longer
 
 
 def col2im(dpatches: Array, dx: Array, window: Window) -> None:
@@ -181,9 +208,10 @@ def blocks(n: int, channels: int, window: Window, itemsize: int) -> Iterator[tup
 
 def correlate(x: Array, weight: Array, window: Window) -> Array:
     """patches @ filtersᵀ, (N·OH·OW, O)"""
-    xp, n, (oh, ow), filters = array_module(x), x.shape[0], window.output, filter_matrix(weight).T  # (KH·KW·C, O)
-    y = xp.empty((n * oh * ow, weight.shape[0]), x.dtype)
-    for batch, rows in blocks(n, x.shape[1], window, x.dtype.itemsize):
+    (n, c, _, _), (oh, ow) = x.shape, window.output
+    filters = with_zeros(filter_matrix(weight), patch_length(c, window, x.itemsize)).T  # (KH·KW·C, O)
+    y = array_module(x).empty((n * oh * ow, weight.shape[0]), x.dtype)
+    for batch, rows in blocks(n, c, window, x.dtype.itemsize):
         product(im2col(x[batch], window), filters, y[rows])
     return y
 
@@ -215,9 +243,11 @@ def conv2d_dw(dy: Array, x: Array, window: Window, with_bias: bool) -> tuple[Arr
     """dw = dyᵀ @ patches, db = column sums of dy"""
     xp, dy_rows = array_module(x), pixels(dy)
     (n, c, _, _), (kh, kw), o = x.shape, window.kernel, dy.shape[1]
-    dw = xp.empty((o, kh * kw * c), x.dtype) if n else xp.zeros((o, kh * kw * c), x.dtype)
+    length = patch_length(c, window, x.itemsize)
+    dw = xp.empty((o, length), x.dtype) if n else xp.zeros((o, length), x.dtype)
     for batch, rows in blocks(n, c, window, x.dtype.itemsize):
         product(dy_rows[rows].T, im2col(x[batch], window), dw, accumulate=batch.start > 0)
+    dw = xp.ascontiguousarray(part(dw, slice(0, kh * kw * c)))  # without the zeros
     return images(dw, o, kh, kw), column_sums(dy) if with_bias else None
 
 
@@ -310,21 +340,21 @@ def batch_norm_dx_of_parts(
     xp, (n, channels, h, w), dtype = array_module(x), x.shape, x.dtype
     m, numbers, sums = n * h * w, of_channels(mean, var, gamma, beta), xp.empty((2, channels), np.float64)
     dx, (dbeta, dgamma) = xp.empty((m, channels), dtype), xp.empty((2, channels), dtype)
-    operands = []
+    (rows, ld), operands = matrix(x), []
     for dy, own in side_by_side(dys):
-        (dy_rows, dy_ld), (x_rows, x_ld) = matrix(dy), matrix(x[:, own])
-        given = dy_rows, dy_ld, x_rows, x_ld, *(a[own] for a in numbers), float(eps), relu
-        operands.append((own, dy.shape[1], pack(dy_rows, x_rows, dx[:, own]), given))
-    parts = empty_parts(xp, m, 2, channels, min(columns // values for _, columns, values, _ in operands))
+        (dy_rows, dy_ld), x_rows, dx_rows = matrix(dy), part(rows, own), part(dx, own)
+        given = dy_rows, dy_ld, x_rows, ld, *(part(a, own) for a in numbers), float(eps), relu
+        operands.append((own, (m, dy.shape[1]), pack(dy_rows, x_rows, dx_rows), given, dx_rows))
+    parts = empty_parts(xp, m, 2, channels, min(size[1] // values for _, size, values, _, _ in operands))
     blocks = len(parts)
-    for own, columns, values, given in operands:
-        into = parts[:, :, own], channels, m, columns
-        launch("normalisation", "batch_norm_sums_parts", x, m, columns, *given, *into, parts=blocks, values=values)
+    for own, size, values, given, _ in operands:
+        into = part(parts, own), channels, *size
+        launch("normalisation", "batch_norm_sums_parts", x, *size, *given, *into, parts=blocks, values=values)
     results = blocks, sums, dbeta, dgamma, channels
     launch("normalisation", "batch_norm_sums", x, 1, channels, parts, *results, parts=1)
-    for own, columns, values, given in operands:
-        using = through_statistics, sums[:, own], dx[:, own], channels, m, columns
-        launch("normalisation", "batch_norm_dx", x, m, columns, *given, *using, values=values)
+    for own, size, values, given, dx_rows in operands:
+        using = through_statistics, part(sums, own), dx_rows, channels, *size
+        launch("normalisation", "batch_norm_dx", x, *size, *given, *using, values=values)
     return images(dx, n, h, w), dgamma, dbeta
 
 
@@ -338,7 +368,7 @@ def of_channels(mean: Array, var: Array, gamma: Array, beta: Array) -> list[Arra
 def conv_bn_relu(
     x: Array, weight: Array, window: Window, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
 ) -> Array:
-    """One after the other: to scale the filters instead would be more launches, and to add the rest a pass all the same"""
+    """One after the other: with batch norm in the filters its shift would still be a pass, and they more launches"""
     return batch_norm(conv2d(x, weight, None, window), mean, var, gamma, beta, eps, True)
 
 

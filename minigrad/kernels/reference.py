@@ -194,9 +194,7 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return mean, var
 
 
-def move_running(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float
-) -> None:
+def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
     """running_mean[c] ← (1 − momentum)·running_mean[c] + momentum·mean[c],   the same with var[c]·n / (n − 1)"""
     for c in range(len(mean)):
         running_mean[c] = (1 - momentum) * float(running_mean[c]) + momentum * float(mean[c])

@@ -137,16 +137,18 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     alone = len(units) == 1
     if len(kinds) + len(modes) > 2:
         return [unit(x) for unit in units]
-    one_op = all(unit.conv.groups == 1 for unit in units)
-    if not norm.training:  # batch norm folded into the filters has no gradient
-        one_op &= not any(tensor.needs_grad for tensor in (x, *(p for unit in units for p in unit.parameters())))
-    if not one_op:
-        return [unit.batchnorm(unit.conv(x)) for unit in units]
     parts = [
         ops.ConvNorm(u.conv.weight, u.conv.bias, u.batchnorm.gamma, u.batchnorm.beta,
                      u.batchnorm.running_mean.data, u.batchnorm.running_var.data)
         for u in units
     ]  # fmt: skip
+    one_op = all(unit.conv.groups == 1 for unit in units)
+    if not norm.training:  # batch norm folded into the filters has no gradient
+        one_op &= not any(
+            tensor is not None and tensor.needs_grad for tensor in (x, *(p for u in parts for p in u[:4]))
+        )
+    if not one_op:
+        return [unit.batchnorm(unit.conv(x)) for unit in units]
     watching, events = watcher.get(), []
     token = watcher.set(lambda *event: events.append(event))
     try:

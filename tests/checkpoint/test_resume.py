@@ -61,7 +61,7 @@ def test_a_run_goes_on_on_the_other_backend(
         set_backend(first)
         stop_after(STEPS + 2)
         with pytest.raises(Stopped):
-            run(options(out))
+            run(options(out, graph=False))  # a replay would not pass by where this asks it to stop
         before = find_checkpoints(out)[0]
         checkpoint = open_checkpoint(before)
         set_backend(then)

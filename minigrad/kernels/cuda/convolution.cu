@@ -1,13 +1,13 @@
 // Convolutions are products (cuBLAS) with the patch matrix; here it is made, and its gradient is gathered.
 
-// patches[(n, i, j), (u, v, c)] = x[n, h, w, c], or 0 where (h, w) is padding
-KERNEL im2col(Input x, Index ld, Output patches, Index rows, Index channels, WINDOW) {
-  const Index columns = kh * kw * channels, k = COLUMN * V;
+// patches[(n, i, j), (u, v, c)] = x[n, h, w, c], or 0 where (h, w) is padding, and in columns beyond the window's
+KERNEL im2col(Input x, Index ld, Output patches, Index rows, Index columns, Index channels, WINDOW) {
+  const Index k = COLUMN * V;
   if (k >= columns) return;
   const Index c = k % channels, v = k / channels % kw, u = k / channels / kw;
   EACH_PIXEL(at, rows, oh, ow) {
     const Index h = at.i * sh + u - ph, w = at.j * sw + v - pw;
-    const bool inside = 0 <= h && h < height && 0 <= w && w < width;
+    const bool inside = u < kh && 0 <= h && h < height && 0 <= w && w < width;
     pack(patches + at.row * columns + k) = inside ? pack(x + ((at.n * height + h) * width + w) * ld + c) : Pack{};
   }
 }
