@@ -172,24 +172,29 @@ class Window(NamedTuple):
         Raises ShapeError if a size is out of range or no window fits.
         """
         kernel, stride, padding = pair(kernel, "kernel_size"), pair(stride, "stride"), pair(padding, "padding")
-        for name, value, least in (("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
-            if min(value) < least:
-                raise ShapeError(f"{name} must be at least {least}, got {value}")
-        output = []
-        for size, k, s, p in zip(input, kernel, stride, padding, strict=True):
-            room = size + 2 * p - k
-            steps = -(-room // s) if ceil_mode else room // s
-            if steps < 0:
-                raise ShapeError(
-                    f"a {kernel[0]}×{kernel[1]} window does not fit the {input[0]}×{input[1]} input with padding "
-                    f"{padding}: use a larger input or a smaller kernel"
-                )
-            if ceil_mode and steps * s >= size + p:
-                steps -= 1
-            output.append(steps + 1)
-        return cls(input, kernel, stride, padding, (output[0], output[1]))
+        return _window(input, kernel, stride, padding, ceil_mode)
 
     @property
     def is_pointwise(self) -> bool:
         """True for 1×1, stride 1, no padding: the patch matrix is the pixel matrix itself."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+
+@functools.lru_cache(4096)
+def _window(input: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Window:
+    for name, value, least in (("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if min(value) < least:
+            raise ShapeError(f"{name} must be at least {least}, got {value}")
+    output = []
+    for size, k, s, p in zip(input, kernel, stride, padding, strict=True):
+        room = size + 2 * p - k
+        steps = -(-room // s) if ceil_mode else room // s
+        if steps < 0:
+            raise ShapeError(
+                f"a {kernel[0]}×{kernel[1]} window does not fit the {input[0]}×{input[1]} input with padding "
+                f"{padding}: use a larger input or a smaller kernel"
+            )
+        if ceil_mode and steps * s >= size + p:
+            steps -= 1
+        output.append(steps + 1)
+    return Window(input, kernel, stride, padding, (output[0], output[1]))

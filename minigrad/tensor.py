@@ -345,9 +345,10 @@ def check_alike(op: str, *tensors: Any) -> None:
             several = ", ".join(getattr(tensor, "_fields", ()))
             remedy = f"take one of its parts, {several}" if several else "wrap the array in minigrad.Tensor"
             raise DtypeError(f"{op} works on tensors, got {type(tensor).__name__}: {remedy}")
-        here, there = array_module(first.data).__name__, array_module(tensor.data).__name__
-        if here != there:
-            raise BackendError(f"{op} got an array of {here} {first.shape} and one of {there} {tensor.shape}: {MOVE}")
+        here, there = array_module(first.data), array_module(tensor.data)
+        if here is not there:
+            names = f"an array of {here.__name__} {first.shape} and one of {there.__name__} {tensor.shape}"
+            raise BackendError(f"{op} got {names}: {MOVE}")
         if tensor.dtype != first.dtype:
             raise DtypeError(
                 f"{op} got {first.dtype} {first.shape} and {tensor.dtype} {tensor.shape}: "

@@ -15,12 +15,14 @@ stored. `finish` sees a block of the result before it leaves the cache, for its 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
 
 from minigrad.kernels.numpy_ import winograd
 from minigrad.kernels.numpy_.blocks import (
+    ENOUGH,
     LANES,
     PATCH_BYTES,
     Block,
@@ -30,6 +32,7 @@ from minigrad.kernels.numpy_.blocks import (
     column_sums,
     cut,
     each,
+    even,
     matrix,
     multiply,
     repeated,
@@ -66,7 +69,7 @@ def correlate(
     def block(i: int) -> None:
         patches = im2col(source, window, parts[i])  # (pixels, KH·KW·C)
         out = pixels(y[parts[i][0], :, parts[i][1]])  # (pixels, O)
-        product(patches, filters, out)
+        (product if len(parts) > 1 else product_by_columns)(patches, filters, out)
         if bias_row is not None:
             wide, b = widen(out, bias_row)
             wide += b
@@ -203,6 +206,7 @@ def turned_columns(weight: Array) -> Array:
 # stack of such products is up to twice as fast as one tall product.
 UNPACKED = 1_000_000
 PIECES = 512, 256, 128, 64, 32  # rows of one of them
+COLUMNS = 96  # at least, of a product that is cut by columns
 
 
 def piece_length(rows: int, cells: int) -> int:
@@ -218,6 +222,16 @@ def product(a: Array, b: Array, out: Array) -> None:
     """out = a · b, for a tall a (rows, K) and a small b (K, O)."""
     piece = piece_length(len(a), b.size)
     np.matmul(stack(a, piece), b, out=stack(out, piece))
+
+
+def product_by_columns(a: Array, b: Array, out: Array) -> None:
+    """The same, a part of the columns after the other: several threads have work where there is but one block of rows.
+    Each part packs a again, so that none shall be narrow."""
+    parts = min(2 * len(a) * b.size // ENOUGH, b.shape[1] // COLUMNS)
+    if parts < 2:
+        product(a, b, out)
+    else:
+        each(lambda own: np.matmul(a, b[:, own], out=out[:, own]), even(b.shape[1], -(-b.shape[1] // parts)))
 
 
 def product_of_transposed(a: Array, b: Array, total: Array, *, add: bool = False) -> None:
@@ -244,12 +258,19 @@ def stack(matrix: Array, piece: int) -> Array:
 def conv_bn_relu(
     x: Array, weight: Array, window: Window, mean: Array, var: Array, gamma: Array, beta: Array, eps: float
 ) -> Array:
-    """Batch norm as filters·scale and a bias; max(0, ·) of each block while it is in the cache"""
+    """Batch norm as filters·scale and a bias, or where filters are longer than there are pixels, as pixels·scale;
+    max(0, ·) of each block while it is in the cache"""
     scale, shift = scale_and_shift(mean, var, gamma, beta, eps)
+    folded = len(x) * math.prod(window.output) >= weight[0].size
 
     def finish(_: int, out: Array) -> None:
+        if not folded:
+            out *= scale
+            out += shift
         np.maximum(out, 0, out=out)
 
+    if not folded:
+        return convolved(x, weight, None, window, finish)
     return convolved(x, weight * scale[:, None, None, None], shift, window, finish)
 
 
