@@ -12,8 +12,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -24,19 +24,19 @@ Item = TypeVar("Item")
 
 _lock = threading.RLock()
 _count = 0  # 0: not yet asked for
-_pool: ThreadPoolExecutor | None = None
+_helpers: Helpers | None = None  # for so many threads, made when they are first needed
 _local = threading.local()
 
 
 def set_num_threads(n: int) -> None:
     """Use n threads from now on, the calling one included. Changes speed, never a result."""
-    global _count, _pool
+    global _count, _helpers
     if not isinstance(n, int) or n < 1:
         raise BackendError(f"the number of threads must be an int of at least 1, got {n!r}")
     with _lock:
-        old, _count, _pool = _pool, n, None
+        old, _count, _helpers = _helpers, n, None
     if old is not None:
-        old.shutdown()
+        old.stop()
 
 
 def num_threads() -> int:
@@ -73,22 +73,22 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
                 queue.clear()  # leave nothing to the others
                 raise
 
-        def help_out() -> None:
-            _local.is_worker = True
-            drain()
-
-        # Each helper runs in a copy of the caller's context, so that np.errstate holds there too.
-        futures = [_executor().submit(contextvars.copy_context().run, help_out) for _ in range(helpers)]
+        tasks = [Task(drain) for _ in range(helpers)]
+        _the_helpers().take(tasks)
         _local.is_worker = True  # this thread works too: what it meets inside runs in place
         try:
             drain()
         finally:
             _local.is_worker = False
-            running = [future for future in futures if not future.cancel()]
-            for future in running:
-                future.exception()  # waits
-        for future in running:
-            future.result()  # raises what a helper raised
+            begun = [task for task in tasks if not task.claim()]
+            for task in begun:
+                task.done.acquire()
+        errors = [task.error for task in begun if task.error is not None]
+        if errors:
+            try:
+                raise errors[0]
+            finally:  # what is raised holds this call's names, which must not hold it
+                del tasks, begun, task, errors
 
 
 def taken_from(queue: deque[Item]) -> Iterator[Item]:
@@ -102,12 +102,67 @@ def taken_from(queue: deque[Item]) -> Iterator[Item]:
         yield item
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
+class Task:
+    """What a helper is asked to do, in a copy of the asking thread's context, so that np.errstate holds there too."""
+
+    def __init__(self, work: Callable[[], None]):
+        self.work, self.context = work, contextvars.copy_context()
+        self.ticket = deque([None])  # whoever has it runs the task, or, if that is who asked, calls it off
+        self.error: BaseException | None = None
+        self.done = threading.Lock()  # released when the task has been run
+        self.done.acquire()
+
+    def claim(self) -> bool:
+        """Whether nobody has claimed the task before."""
+        try:
+            self.ticket.pop()
+        except IndexError:
+            return False
+        return True
+
+    def run(self) -> None:
+        try:
+            self.context.run(self.work)
+        except BaseException as error:
+            self.error = error
+        self.done.release()
+
+
+class Helpers:
+    """Threads that wait for tasks. A ThreadPoolExecutor is three times as slow to have a task begun and ended, longer
+    than a small block takes."""
+
+    def __init__(self, count: int):
+        self.tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self.threads = [threading.Thread(target=self._help, name="minigrad", daemon=True) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def take(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.tasks.put(task)
+
+    def stop(self) -> None:
+        """End the threads, when they have done what they were asked to before."""
+        for _ in self.threads:
+            self.tasks.put(None)
+        for thread in self.threads:
+            thread.join()
+
+    def _help(self) -> None:
+        _local.is_worker = True
+        while (task := self.tasks.get()) is not None:
+            if task.claim():
+                task.run()
+            task = None  # it holds arrays
+
+
+def _the_helpers() -> Helpers:
+    global _helpers
     with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, num_threads() - 1), thread_name_prefix="minigrad")
-        return _pool
+        if _helpers is None:
+            _helpers = Helpers(num_threads() - 1)
+        return _helpers
 
 
 class _BlasGuard:
@@ -160,8 +215,8 @@ def blas_on_one_thread() -> Iterator[None]:
 
 def _after_fork_in_child() -> None:
     """A forked child has none of the parent's threads and may have copied a lock that was held."""
-    global _lock, _pool, _guard
-    _lock, _pool, _guard = threading.RLock(), None, _BlasGuard()
+    global _lock, _helpers, _guard
+    _lock, _helpers, _guard = threading.RLock(), None, _BlasGuard()
     _local.__dict__.clear()
 
 
