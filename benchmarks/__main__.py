@@ -17,8 +17,9 @@
         memory_check   the tests of all kernels under NVIDIA's compute-sanitizer: accesses outside of arrays, races,
                        reads of what was never written
 
-Every network runs in a process of its own, ours and the peers' in turn, with the same number of threads. A ratio is
-our time over the peer's, the median over the rounds: below 1 we are faster. Use a machine that does nothing else.
+Every network runs in a process of its own, ours and the peers' in turn, in `compare` on the CPU call by call, with the
+same number of threads. A ratio is our time over the peer's, the median over the rounds: below 1 we are faster. Use a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from benchmarks.measure import (
     PEERS,
     WORKLOADS,
     Failed,
+    InTurn,
     Job,
     Record,
     Workload,
@@ -63,8 +65,9 @@ GROWTH = {
     "small, picture size": ("googlenet_small", 10, [(size, 32) for size in (32, 48, 64, 80, 96)], 2),
     "googlenet_bn, picture size": ("googlenet_bn", 1000, [(size, 4) for size in (64, 128, 192, 224, 256, 288)], 2),
 }
+ROUNDS = 15
 FAMILY_BATCH = 2  # with 1, batch norm has a single value a channel in inception_v3's head
-MINUTES = {"compare": 5, "profile": 1, "growth": 6, "memory": 1, "family": 4}  # on two cores, with PyTorch
+MINUTES = {"compare": 4, "profile": 1, "growth": 6, "memory": 1, "family": 4}  # on two cores, with PyTorch
 
 
 def main() -> int:
@@ -88,7 +91,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--batch", type=positive, help=f"instead of the workload's own, or {FAMILY_BATCH} of family")
     parser.add_argument("--threads", type=positive, default=cores(), help="all cores if left out")
-    parser.add_argument("--rounds", type=positive, help="of compare: 3, or 1 with --quick")
+    parser.add_argument("--rounds", type=positive, help=f"of compare: {ROUNDS}, on a GPU 3, or 1 with --quick")
     parser.add_argument(
         "--quick", action="store_true", help="tiny batches, one round: does it run? Figures mean little"
     )
@@ -249,25 +252,36 @@ def works_of(args: argparse.Namespace, least: int = 1) -> dict[str, Workload]:
 
 
 def compare(works: dict[str, Workload], whos: list[str], args: argparse.Namespace) -> list[Record]:
-    """One record for every workload, measure and network: medians over the rounds, and our ratio to it."""
+    """One record for every workload, measure and network: medians over the rounds, and of our ratio to it. A round is
+    one call of each; two that are not counted come before."""
     rows: list[Record] = []
-    threads, repeats = args.threads, 1 if args.quick else 3
     for name, work in works.items():
         found: Found = {}
-        for _ in range(args.rounds or repeats):
-            for who in list(whos):
-                try:
-                    records = start_job(args, who, [work], [threads], list(MEASURES), repeats)
-                except Failed as error:
-                    if who != "torch_compile":
-                        raise
-                    print(f"torch.compile does not work here: {error}")
-                    whos.remove(who)
-                    continue
-                for record in records:
-                    found.setdefault((record["measure"], who), []).append(record)
-        rows += [row | {"threads": threads} for row in medians(name, work, found)]
+        networks = {who: in_turn(args, who, work) for who in whos}
+        try:
+            for measure in MEASURES:
+                for number in range(-1 if args.quick else -2, args.rounds or (1 if args.quick else ROUNDS)):
+                    for who, network in list(networks.items()):
+                        try:
+                            record = network.ask(measure)
+                        except Failed as error:
+                            if who != "torch_compile":
+                                raise
+                            print(f"torch.compile does not work here: {error}")
+                            whos.remove(who)
+                            networks.pop(who).end()
+                            continue
+                        if number >= 0:
+                            found.setdefault((measure, who), []).append(record)
+        finally:
+            for network in networks.values():
+                network.end()
+        rows += [row | {"threads": args.threads} for row in medians(name, work, found)]
     return rows
+
+
+def in_turn(args: argparse.Namespace, who: str, work: Workload) -> InTurn:
+    return InTurn(Job(who, [work], [args.threads], [], 1, not args.default_malloc, python=args.python))
 
 
 # --- profile

@@ -1,4 +1,5 @@
-"""Time and memory, each network in a process of its own: `python -m benchmarks.measure JOB` is that process.
+"""Time and memory, each network in a process of its own: `python -m benchmarks.measure JOB` is that process, and with
+`in-turn` in front of JOB one that takes a call at a time.
 
 Only the network that is measured is imported there: PyTorch brings threads and some hundred megabytes of libraries, and
 importing minigrad makes glibc keep freed memory. The peers get the same setting through KEEP_MEMORY: it makes PyTorch
@@ -157,6 +158,30 @@ class Job(NamedTuple):
                     records[-1] |= {"mb": peak_mb(), "start_mb": start_mb, "bare_mb": bare_mb}
         return records
 
+    def in_turn(self) -> None:
+        """Make the call of each measure that a line of the standard input names, and say what it took."""
+        (work,), (n,) = self.works, self.threads
+        network = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build(
+            self.who, work
+        )
+        network.set_threads(n)
+        record: Record = {"who": self.who, **work._asdict(), "threads": n, "start_mb": peak_mb()}
+        for line in sys.stdin:
+            measure = line.strip()
+            start = time.perf_counter()
+            getattr(network, measure)()
+            took = {"measure": measure, "seconds": time.perf_counter() - start, "mb": peak_mb()}
+            print(json.dumps(record | took), flush=True)
+
+    def process(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """The command that does this, or what the arguments say, and its environment."""
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        ours = Form.of(self.who).ours
+        theirs = self.keep_memory and not ours
+        command = [self.python if ours else sys.executable, "-m", "benchmarks.measure", *arguments]
+        return command, os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if theirs else {})
+
     def on_device(self) -> list[Record]:
         """seconds: of a call among many; host_seconds: until the host has told the GPU all of it; mb: what the pool of
         the GPU's memory holds after the calls; start_mb: before the first call."""
@@ -260,14 +285,9 @@ def start_each(jobs: list[Job], seconds: float | None = None) -> Iterator[tuple[
     jobs      of one framework
     seconds   for all of them: what takes longer has failed
     """
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     end = time.perf_counter() + (seconds or 1e9)
     while jobs:
-        ours = Form.of(jobs[0].who).ours
-        command = [jobs[0].python if ours else sys.executable, "-m", "benchmarks.measure", json.dumps(jobs)]
-        theirs = jobs[0].keep_memory and not ours
-        environment = os.environ | {"PYTHONPATH": path} | (KEEP_MEMORY if theirs else {})
+        command, environment = jobs[0].process(json.dumps(jobs))
         said, code = "", 0
         try:
             limit = max(end - time.perf_counter(), 0.01) if seconds else None
@@ -281,9 +301,43 @@ def start_each(jobs: list[Job], seconds: float | None = None) -> Iterator[tuple[
         yield from zip(jobs, found, strict=False)
         jobs = jobs[len(found) :]
         if jobs:
-            last = said.splitlines()[-1] if said else f"exit code {code}"
-            yield jobs[0], Failed(f"{NAMES[jobs[0].who]}, {jobs[0].works[0].model}: {last}")
+            yield jobs[0], failure(jobs[0], said, code)
             jobs = jobs[1:]
+
+
+def failure(job: Job, said: str, code: int | None) -> Failed:
+    last = said.splitlines()[-1] if said else f"exit code {code}"
+    return Failed(f"{NAMES[job.who]}, {job.works[0].model}: {last}")
+
+
+class InTurn:
+    """A process that has one network, and makes a call when it is asked to: so several of them take turns, and what
+    the machine does beside meets all alike."""
+
+    def __init__(self, job: Job):
+        self.job, (command, environment) = job, job.process("in-turn", json.dumps(job))
+        pipe = subprocess.PIPE
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    def ask(self, measure: str) -> Record:
+        """The record of one call; raises Failed where the process has ended."""
+        assert self.child.stdin
+        assert self.child.stdout
+        with contextlib.suppress(BrokenPipeError):
+            print(measure, file=self.child.stdin, flush=True)
+        line = self.child.stdout.readline()
+        if not line:
+            _, said = self.child.communicate()
+            raise failure(self.job, said.strip(), self.child.returncode)
+        record: Record = json.loads(line)
+        return record
+
+    def end(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        for pipe in (self.child.stdin, self.child.stdout, self.child.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
 
 
 def installed() -> list[str]:
@@ -337,5 +391,10 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    for who, works, *rest in json.loads(sys.argv[1]):
-        print(json.dumps(Job(who, [Workload(*work) for work in works], *rest).run()), flush=True)
+    in_turn = sys.argv[1] == "in-turn"
+    for who, works, *rest in [json.loads(sys.argv[2])] if in_turn else json.loads(sys.argv[1]):
+        job = Job(who, [Workload(*work) for work in works], *rest)
+        if in_turn:
+            job.in_turn()
+        else:
+            print(json.dumps(job.run()), flush=True)

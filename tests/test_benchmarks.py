@@ -117,31 +117,51 @@ def arguments(**given: Any) -> argparse.Namespace:
     )
 
 
-def test_ratios_are_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"ours": [1.0, 20.0, 3.0], "torch": [2.0, 10.0, 3.0], "torch_channels_last": [4.0, 5.0, 1.5]}
-    seconds = {who: iter(values) for who, values in times.items()}
+class Script:
+    """In place of a process: what its calls take, two for warming up first."""
 
-    def start(job: Job) -> list[measure.Record]:
-        return [{"measure": "step", "who": job.who, "seconds": next(seconds[job.who]), "mb": 1.0, "start_mb": 0.5}]
+    def __init__(self, seconds: dict[str, list[float]], ended: list[str]):
+        self.seconds, self.ended, self.who = {who: iter([9.0, 9.0, *s] * 3) for who, s in seconds.items()}, ended, ""
 
-    monkeypatch.setattr(command, "start", start)
-    rows = command.compare({"small": TINY}, list(seconds), arguments(rounds=3))
-    assert [row["who"] for row in rows] == list(seconds)
-    assert [row["seconds"] for row in rows] == [3.0, 3.0, 4.0]
-    assert [row["ratio_seconds"] for row in rows] == [1.0, 1.0, 2.0]  # medians of (0.5, 2, 1) and (0.25, 4, 2)
-    assert [row["best_eager"] for row in rows] == [False, True, False]
+    def __call__(self, job: Job) -> Script:
+        copy = Script({}, self.ended)
+        copy.who, copy.seconds = job.who, self.seconds
+        return copy
+
+    def ask(self, measure_: str) -> measure.Record:
+        if self.who not in self.seconds:
+            raise measure.Failed("no C++ compiler")
+        return {"measure": measure_, "who": self.who, "seconds": next(self.seconds[self.who]), "mb": 1, "start_mb": 1}
+
+    def end(self) -> None:
+        self.ended.append(self.who)
+
+
+def test_ratios_are_of_neighbouring_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, ended = {"ours": [1.0, 20.0, 3.0], "torch": [2.0, 10.0, 3.0], "torch_channels_last": [4.0, 5.0, 1.5]}, []
+    monkeypatch.setattr(command, "InTurn", Script(times, ended))
+    rows = command.compare({"small": TINY}, list(times), arguments(rounds=3))
+    assert [row["who"] for row in rows] == [*times] * 3  # for step, forward and evaluation
+    assert [row["seconds"] for row in rows[:3]] == [3.0, 3.0, 4.0]
+    assert [row["ratio_seconds"] for row in rows[:3]] == [1.0, 1.0, 2.0]  # medians of (0.5, 2, 1) and (0.25, 4, 2)
+    assert [row["best_eager"] for row in rows[:3]] == [False, True, False]
+    assert ended == [*times]
 
 
 def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def start(job: Job) -> list[measure.Record]:
-        if job.who == "torch_compile":
-            raise measure.Failed("no C++ compiler")
-        return [{"measure": "step", "who": job.who, "seconds": 1.0, "mb": 1.0, "start_mb": 0.5}]
-
-    monkeypatch.setattr(command, "start", start)
+    ended: list[str] = []
+    monkeypatch.setattr(command, "InTurn", Script({"ours": [1.0, 1.0]}, ended))
     rows = command.compare({"small": TINY}, ["ours", "torch_compile"], arguments(rounds=2))
-    assert [row["who"] for row in rows] == ["ours"]
+    assert [row["who"] for row in rows] == ["ours"] * 3
     assert capsys.readouterr().out == "torch.compile does not work here: no C++ compiler\n"
+    assert ended == ["torch_compile", "ours"]
+
+
+def test_a_network_that_takes_turns_says_why_it_cannot() -> None:
+    broken = measure.InTurn(Job("torch", [TINY._replace(classes=-1)], [1], [], 1))
+    with pytest.raises(measure.Failed, match="PyTorch"):
+        broken.ask("step")
+    broken.end()
 
 
 @pytest.mark.parametrize(
