@@ -177,7 +177,7 @@ def im2col(x: Array, window: Window) -> Array:
 
 
 def patch_length(channels: int, window: Window, itemsize: int) -> int:
-    """KH·KW·C, or the next multiple of 16 bytes: tensor cores are twice as fast where rows begin at such borders."""
+    """KH·KW·C, or the next multiple of 16 bytes: for rows that begin elsewhere cuBLAS has slower kernels alone."""
     values, length = 1 if window.is_pointwise else 16 // itemsize, math.prod(window.kernel) * channels
     return -(-length // values) * values
 
