@@ -200,7 +200,7 @@ def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Res
     """Measure, print and keep each part."""
     works = works_of(args)
     whos = [who for who in installed() if who in (args.who or PEERS) and (who != "torch_compile" or args.compile)]
-    if whos == ["ours"]:
+    if installed() == ["ours"]:
         print("PyTorch is not installed: nothing to compare with")
     print(" · ".join(f"{key} {value}" for key, value in results.conditions["machine"].items()), end="\n\n")
     found: Any
