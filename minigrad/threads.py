@@ -121,6 +121,7 @@ class Task:
         return True
 
     def run(self) -> None:
+        """Do it; what it raises is kept for who asked."""
         try:
             self.context.run(self.work)
         except BaseException as error:
@@ -139,6 +140,7 @@ class Helpers:
             thread.start()
 
     def take(self, tasks: list[Task]) -> None:
+        """Let whoever is free begin these."""
         for task in tasks:
             self.tasks.put(task)
 
