@@ -35,6 +35,7 @@ from typing import Any, BinaryIO
 from benchmarks import plots
 from benchmarks.gpu_parts import GPU_BATCH, GPU_PARTS, GPU_SECONDS, also_in, draw, gpu_properties, measure_gpu_parts
 from benchmarks.measure import (
+    GPU_PEERS,
     MEASURES,
     NAMES,
     PEERS,
@@ -86,7 +87,7 @@ def main() -> int:
         "--models", nargs="+", choices=list_models(), metavar="MODEL", help="of family: all if left out"
     )
     parser.add_argument(
-        "--who", nargs="+", choices=list(NAMES), metavar="NAME", help="of all that could be measured, these alone: "
+        "--who", nargs="+", choices=list(NAMES), metavar="NAME", help="of compare: these alone of "
         f"{', '.join(PEERS)}; on a GPU, for example, ours_tf32_graph or torch_channels_last_tf32"
     )  # fmt: skip
     parser.add_argument("--batch", type=positive, help=f"instead of the workload's own, or {FAMILY_BATCH} of family")
@@ -109,6 +110,9 @@ def main() -> int:
     known = GPU_PARTS if on_gpu else PARTS
     if unknown := sorted({*args.parts} - {*known}):
         parser.error(no_such("part on a GPU" if on_gpu else "part", unknown[0], known))
+    comparable = [*GPU_PEERS] if on_gpu else [who for who in PEERS if who != "torch_compile" or args.compile]
+    if unknown := [who for who in args.who or () if who not in comparable]:
+        parser.error(no_such("network to compare", unknown[0], comparable))
     if on_gpu and args.python != sys.executable:
         parser.error("--python is for --backend numpy")
     if not on_gpu and (args.device is not None or args.precision or args.no_tests):
@@ -199,7 +203,7 @@ class Results:
 def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Results) -> None:
     """Measure, print and keep each part."""
     works = works_of(args)
-    whos = [who for who in installed() if who in (args.who or PEERS) and (who != "torch_compile" or args.compile)]
+    whos = [who for who in installed() if who != "torch_compile" or args.compile]
     if installed() == ["ours"]:
         print("PyTorch is not installed: nothing to compare with")
     print(" · ".join(f"{key} {value}" for key, value in results.conditions["machine"].items()), end="\n\n")
@@ -207,7 +211,7 @@ def measure_parts(args: argparse.Namespace, parts: tuple[str, ...], results: Res
     for part in parts:
         started = time.perf_counter()
         if part == "compare":
-            found = compare(works, whos, args)
+            found = compare(works, [who for who in whos if who in (args.who or whos)], args)
             print_compare(found)
         elif part == "profile":
             steps = 1 if args.quick else 3

@@ -81,8 +81,7 @@ def measure_gpu_parts(
         who
         for who in GPU_PEERS
         for form in [Form.of(who)]
-        if who in (args.who or GPU_PEERS)
-        and (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
+        if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
         and (not form.graph or recorded or not form.ours)
         and (form.ours or torch.get("gpu"))
     ]
@@ -106,7 +105,9 @@ def measure_gpu_parts(
                     keep_part(row)
                     print_ceilings(row)
             elif part == "compare":
-                print_compare(compare_on_gpu(works, whos, args, keep_part))
+                print_compare(
+                    compare_on_gpu(works, [who for who in whos if who in (args.who or whos)], args, keep_part)
+                )
             elif part == "profile":
                 profile_on_gpu(works, whos, args, keep_part)
             elif part == "tests":

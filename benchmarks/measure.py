@@ -21,6 +21,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,8 +317,10 @@ class InTurn:
 
     def __init__(self, job: Job):
         self.job, (command, environment) = job, job.process("in-turn", json.dumps(job))
-        pipe = subprocess.PIPE
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe that nobody reads ends in a standstill
+        self.child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=environment
+        )
 
     def ask(self, measure: str) -> Record:
         """The record of one call; raises Failed where the process has ended."""
@@ -327,17 +330,18 @@ class InTurn:
             print(measure, file=self.child.stdin, flush=True)
         line = self.child.stdout.readline()
         if not line:
-            _, said = self.child.communicate()
-            raise failure(self.job, said.strip(), self.child.returncode)
+            code = self.child.wait()
+            self.said.seek(0)
+            raise failure(self.job, self.said.read().strip(), code)
         record: Record = json.loads(line)
         return record
 
     def end(self) -> None:
         self.child.kill()
         self.child.wait()
-        for pipe in (self.child.stdin, self.child.stdout, self.child.stderr):
+        for file in (self.child.stdin, self.child.stdout, self.said):
             with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]
+                file.close()  # type: ignore[union-attr]
 
 
 def installed() -> list[str]:

@@ -97,10 +97,15 @@ def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
     """What to lower when the memory is not enough."""
     if command in (_summary, _export):
         return "lower --size"
+    graph = "try --no-graph, " if backend() == "cupy" and args.get("graph") is not False else ""
     if "resume" in args:
-        return "nothing saved is lost; go on with --resume when more is free, or train anew with a lower --batch-size"
+        again = f"{graph}go on with --resume when more is free, or train anew with a lower --batch-size"
+        return f"nothing saved is lost; {again}"
     if command is _train:
-        return "lower --batch-size or --width, choose a smaller network, or set `recompute` of its modules in a program"
+        lower = (
+            "lower --batch-size or --width, choose a smaller network, or set `recompute` of its modules in a program"
+        )
+        return graph + lower
     return "lower --batch-size" if "batch_size" in args else "choose a smaller network"
 
 

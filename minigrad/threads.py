@@ -7,6 +7,7 @@ from shapes alone, never from the number of threads: the results are the same bi
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import os
 import threading
@@ -87,7 +88,7 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         if errors:
             try:
                 raise errors[0]
-            finally:  # what is raised holds this call's names, which must not hold it
+            finally:  # the same
                 del tasks, begun, task, errors
 
 
@@ -122,11 +123,15 @@ class Task:
 
     def run(self) -> None:
         """Do it; what it raises is kept for who asked."""
+        task, done = self, self.done
+        del self  # what is raised holds the names of this call, and must not hold itself by way of them
         try:
-            self.context.run(self.work)
+            task.context.run(task.work)
         except BaseException as error:
-            self.error = error
-        self.done.release()
+            task.error = error
+        finally:
+            del task
+        done.release()
 
 
 class Helpers:
@@ -157,6 +162,13 @@ class Helpers:
             if task.claim():
                 task.run()
             task = None  # it holds arrays
+
+
+@atexit.register
+def _stop_helpers() -> None:
+    """Before the process ends: who was interrupted has not waited for them, and libraries go from under them."""
+    if _helpers is not None:
+        _helpers.stop()
 
 
 def _the_helpers() -> Helpers:

@@ -285,6 +285,8 @@ LARGE = [
         )
     ),
     Case("conv_bn_relu_backward", (29, 64, 28, 28), 1, options=(8, 17), filters=40),  # three units on one input
+    # One block of many filters, that are cut; in the second, filters are longer than there are pixels.
+    *(Case(name, (1, c, 14, 14), 1, filters=385) for name in ("conv2d", "conv_bn_relu") for c in (150, 256)),
     *(
         Case(name, shape, kernel, stride, padding, filters=filters)
         for name in CONVOLUTIONS

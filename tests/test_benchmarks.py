@@ -157,11 +157,22 @@ def test_compile_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     assert ended == ["torch_compile", "ours"]
 
 
-def test_a_network_that_takes_turns_says_why_it_cannot() -> None:
-    broken = measure.InTurn(Job("torch", [TINY._replace(classes=-1)], [1], [], 1))
-    with pytest.raises(measure.Failed, match="PyTorch"):
+def test_a_network_that_takes_turns_says_why_it_cannot(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{sys.executable} -c \"print('words ' * 50000)\" >&2\necho no room >&2\nexit 3\n")
+    python.chmod(0o755)
+    broken = measure.InTurn(Job("ours", [TINY], [1], [], 1, python=str(python)))
+    with pytest.raises(measure.Failed, match="minigrad, googlenet_small: no room"):
         broken.ask("step")
     broken.end()
+
+
+def test_compare_takes_those_that_are_wanted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "installed", lambda: ["ours", "torch"])
+    code, out, _ = run("compare", "--quick", "--workload", "small", "--who", "ours")
+    assert code == 0
+    assert "minigrad" in out
+    assert "PyTorch" not in out
 
 
 @pytest.mark.parametrize(
@@ -174,6 +185,8 @@ def test_a_network_that_takes_turns_says_why_it_cannot() -> None:
         (["--precision", "tf32"], "--device, --precision and --no-tests are for --backend cupy"),
         (["--python", "python3.13t", "--backend", "cupy"], "--python is for --backend numpy"),
         (["--device", "0"], "--device, --precision and --no-tests are for --backend cupy"),
+        (["--who", "ours_tf32"], "there is no network to compare 'ours_tf32': choose from ours, torch, torch_channels"),
+        (["--who", "torch_compile"], "there is no network to compare 'torch_compile': choose from ours, torch, "),
         (
             ["growth", "--backend", "cupy"],
             "there is no part on a GPU 'growth': choose from environment, ceilings, compare, profile, tests, "

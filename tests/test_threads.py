@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,6 +141,60 @@ def test_after_an_exception_no_further_item_is_begun(culprit: str) -> None:
     with pytest.raises(KeyError):
         each(work, range(500))
     assert len(begun) < 250
+
+
+@pytest.mark.parametrize("culprits", [("caller",), ("helper",), ("caller", "helper")], ids="+".join)
+def test_what_failed_keeps_nothing_alive(culprits: tuple[str, ...]) -> None:
+    """What is raised holds the frames that it came through; their names must not hold it."""
+    set_num_threads(2)
+    main, meeting = threading.get_ident(), threading.Barrier(2, timeout=10)
+
+    def fails() -> weakref.ref[Any]:
+        array = np.zeros(3)
+
+        def work(_: int) -> None:
+            meeting.wait()
+            if ("caller" if threading.get_ident() == main else "helper") in culprits:
+                raise ValueError(array.sum())
+
+        with pytest.raises(ValueError, match="0"):
+            each(work, range(2))
+        return weakref.ref(array)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert fails()() is None
+    finally:
+        gc.enable()
+
+
+INTERRUPTED = """
+    import os, signal, threading, time
+    from minigrad import set_num_threads
+    from minigrad.threads import each
+
+    def work(_):
+        if threading.current_thread() is not threading.main_thread():
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(1)
+            print("done", flush=True)
+        else:
+            time.sleep(0.1)  # so that the helper has begun
+
+    set_num_threads(2)
+    try:
+        each(work, range(2))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+def test_a_process_does_not_end_under_its_helpers() -> None:
+    """Who is interrupted while waiting does not wait on; the end of the process does."""
+    code = [sys.executable, "-c", textwrap.dedent(INTERRUPTED)]
+    done = subprocess.run(code, timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["interrupted", "done"]), done.stderr
 
 
 def test_a_nested_call_runs_in_place() -> None:

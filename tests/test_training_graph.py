@@ -251,7 +251,13 @@ def with_little_memory(training: Training) -> None:
     training.compute = wanting  # type: ignore[method-assign]
 
 
+def with_another_layout(training: Training) -> None:
+    weight = training.model.conv.weight
+    weight.data = weight.data.copy("C")
+
+
 REASONS = {
+    "layout": (RECIPE, with_another_layout, "SGD has no kernel that updates parameter 0"),
     "recompute": (RECIPE, recomputing, "conv is recomputed to save memory, and a graph takes more of it"),
     "an error": (RECIPE, with_own, "the host waits for the device"),
     "no memory": (RECIPE, with_little_memory, "a graph has memory of its own, .* too little is free: .*StandIn2"),
@@ -277,6 +283,31 @@ def test_a_step_that_cannot_be_captured(xp: Any, monkeypatch: pytest.MonkeyPatch
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: the steps are not captured in a CUDA graph but taken one by one: ")
     assert re.search(reason, said), said
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("xp", ["numpy", "fake_cupy"], indirect=True)
+def test_a_run_on_a_gpu_is_captured_unless_told_otherwise(
+    xp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool | None
+) -> None:
+    """And evaluates more pictures at once."""
+    seen: dict[str, Any] = {}
+
+    class Enough(Exception):
+        pass
+
+    def training(*args: Any, test: Loader, graph: bool, **options: Any) -> None:
+        seen.update(graph=graph, at_once=test.batch_size, pixels=test.dataset.images[0, ..., 0].size)
+        raise Enough
+
+    monkeypatch.setattr(run_module, "Training", training)
+    with pytest.raises(Enough):
+        run_module.run(tiny_run.options(tmp_path / "run", graph=asked))
+    on_gpu = xp is not np
+    assert seen["graph"] == (on_gpu if asked is None else asked)
+    more = run_module.EVALUATED_PIXELS // seen["pixels"]
+    assert more > tiny_run.RECIPE.batch_size
+    assert seen["at_once"] == (more if on_gpu else tiny_run.RECIPE.batch_size)
 
 
 @on_fake

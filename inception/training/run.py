@@ -199,6 +199,8 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     graph = on_gpu if options.graph is None else options.graph
     training = Training(model, loader, recipe, test=held_out, test_average=options.test_average, graph=graph,
                         quiet=quiet)  # fmt: skip
+    if quiet and options.graph is None and training.graphed is not None:
+        training.graphed.warn = lambda text: None  # nobody has asked for a graph
     averaged = training.average is not None
     about = {
         "model": options.model,

@@ -199,8 +199,9 @@ def col2im(dpatches: Array, dx: Array, window: Window) -> None:
 
 def blocks(n: int, channels: int, window: Window, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """The batch in blocks whose patch matrix stays below PATCH_BYTES: (its images, its rows of output pixels)."""
-    (oh, ow), (kh, kw) = window.output, window.kernel
-    step = max(1, n if window.is_pointwise else PATCH_BYTES // (oh * ow * kh * kw * channels * itemsize))
+    oh, ow = window.output
+    bytes_of_image = oh * ow * patch_length(channels, window, itemsize) * itemsize
+    step = max(1, n if window.is_pointwise else PATCH_BYTES // bytes_of_image)
     for first in range(0, n, step):
         last = min(n, first + step)
         yield slice(first, last), slice(first * oh * ow, last * oh * ow)
@@ -263,8 +264,10 @@ def conv2d_backward(
 
 
 def empty_parts(xp: Any, m: int, sums: int, channels: int, width: int) -> Array:
-    """Room for (blocks of rows, sums, channels) in float64: for so many blocks as keep the GPU busy with a matrix of m
-    rows of `width` threads, the narrowest of those whose channels lie side by side in it."""
+    """Room for (blocks of rows, sums, channels) in float64, for so many blocks as keep the GPU busy.
+
+    m, width   rows, and threads across; where several launches share the room, each for its channels, the least of theirs
+    """
     across, down = block_shape(width)
     count = max(1, min(m // (ROWS_EACH * down), PARTS // -(-width // across)))
     return xp.empty((count, sums, channels), np.float64)
@@ -346,11 +349,11 @@ def batch_norm_dx_of_parts(
         given = dy_rows, dy_ld, x_rows, ld, *(part(a, own) for a in numbers), float(eps), relu
         operands.append((own, (m, dy.shape[1]), pack(dy_rows, x_rows, dx_rows), given, dx_rows))
     parts = empty_parts(xp, m, 2, channels, min(size[1] // values for _, size, values, _, _ in operands))
-    blocks = len(parts)
+    count = len(parts)
     for own, size, values, given, _ in operands:
         into = part(parts, own), channels, *size
-        launch("normalisation", "batch_norm_sums_parts", x, *size, *given, *into, parts=blocks, values=values)
-    results = blocks, sums, dbeta, dgamma, channels
+        launch("normalisation", "batch_norm_sums_parts", x, *size, *given, *into, parts=count, values=values)
+    results = count, sums, dbeta, dgamma, channels
     launch("normalisation", "batch_norm_sums", x, 1, channels, parts, *results, parts=1)
     for own, size, values, given, dx_rows in operands:
         using = through_statistics, part(sums, own), dx_rows, channels, *size
@@ -491,9 +494,9 @@ def concat(xs: list[Array]) -> Array:
     n, _, h, w = xs[0].shape
     y = array_module(xs[0]).empty((n * h * w, sum(x.shape[1] for x in xs)), xs[0].dtype)
     for x, own in side_by_side(xs):
-        (rows, ld), part = matrix(x), y[:, own]
-        values = pack(rows, part)
-        launch("matrix", "copy_columns", x, *rows.shape, rows, ld, part, y.shape[1], *rows.shape, values=values)
+        (rows, ld), columns = matrix(x), y[:, own]
+        values = pack(rows, columns)
+        launch("matrix", "copy_columns", x, *rows.shape, rows, ld, columns, y.shape[1], *rows.shape, values=values)
     return images(y, n, h, w)
 
 

@@ -143,7 +143,7 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
         for u in units
     ]  # fmt: skip
     one_op = all(unit.conv.groups == 1 for unit in units)
-    if not norm.training:  # batch norm folded into the filters has no gradient
+    if not norm.training:  # the op has no gradient then
         one_op &= not any(
             tensor is not None and tensor.needs_grad for tensor in (x, *(p for u in parts for p in u[:4]))
         )

@@ -102,7 +102,8 @@ def conv_bn_relu(
     where several units would each give a part. Each channel of the result is still its own filter's, so that nothing
     changes but rounding. On the host, in training, the statistics are taken from each block of the convolution's result
     while it is in the cache, and the gradient of that result is computed block by block where the convolution's
-    backward reads it; in evaluation batch norm, then an affine map, is folded into the filters.
+    backward reads it; in evaluation batch norm, then an affine map, is folded into the filters, or applied to the
+    pixels where these are fewer.
 
     A bias only moves the mean, which batch norm takes off again. So it is added to no pixel, but to the mean that the
     running mean moves to; in training its gradient is 0.

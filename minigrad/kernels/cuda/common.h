@@ -22,7 +22,7 @@ typedef const double* __restrict__ Numbers;
 #define WINDOW \
   Index height, Index width, Index kh, Index kw, Index sh, Index sw, Index ph, Index pw, Index oh, Index ow
 
-// The same rows where they are the pixels (n, i, j) of images of this size: a division takes as long as twenty
+// The rows of EACH_ROW where they are the pixels (n, i, j) of images of this size: a division takes as long as twenty
 // additions, so that the steps from row to row are taken apart once.
 struct Walk {
   const Index height, width, step, step_n, step_i, step_j;

@@ -10,7 +10,8 @@ filters, or `winograd` where it pays: 3×3 and 5×5 at stride 1. Backward goes o
 
 A block and its patches stay in the cache. They are read from a `Source`, which may compute them there and then: the
 gradient that comes through a batch norm is worked out where patches are made of it (`conv_bn_relu_backward`), and never
-stored. `finish` sees a block of the result before it leaves the cache, for its statistics or its ReLU.
+stored. `finish` sees a block of the result before it leaves the cache, for its statistics, its batch norm or
+its ReLU.
 """
 
 from __future__ import annotations
