@@ -105,9 +105,8 @@ def measure_gpu_parts(
                     keep_part(row)
                     print_ceilings(row)
             elif part == "compare":
-                print_compare(
-                    compare_on_gpu(works, [who for who in whos if who in (args.who or whos)], args, keep_part)
-                )
+                wanted = [who for who in whos if who in (args.who or whos)]
+                print_compare(compare_on_gpu(works, wanted, args, keep_part))
             elif part == "profile":
                 profile_on_gpu(works, whos, args, keep_part)
             elif part == "tests":

@@ -102,10 +102,8 @@ def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
         again = f"{graph}go on with --resume when more is free, or train anew with a lower --batch-size"
         return f"nothing saved is lost; {again}"
     if command is _train:
-        lower = (
-            "lower --batch-size or --width, choose a smaller network, or set `recompute` of its modules in a program"
-        )
-        return graph + lower
+        smaller = "choose a smaller network, or set `recompute` of its modules in a program"
+        return f"{graph}lower --batch-size or --width, {smaller}"
     return "lower --batch-size" if "batch_size" in args else "choose a smaller network"
 
 

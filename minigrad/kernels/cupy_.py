@@ -266,7 +266,7 @@ def conv2d_backward(
 def empty_parts(xp: Any, m: int, sums: int, channels: int, width: int) -> Array:
     """Room for (blocks of rows, sums, channels) in float64, for so many blocks as keep the GPU busy.
 
-    m, width   rows, and threads across; where several launches share the room, each for its channels, the least of theirs
+    m, width   rows, and threads across: the least of them where several launches share the room
     """
     across, down = block_shape(width)
     count = max(1, min(m // (ROWS_EACH * down), PARTS // -(-width // across)))
