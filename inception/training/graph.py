@@ -158,7 +158,7 @@ class GraphedStep:
                 raise BackendError(f"{path or 'the model'} is recomputed to save memory, and a graph takes more of it")
         sums, average, slots = training.sums, training.average, training.optimizer.slots
         if average is not None and not average.place():
-            average.together.upload()  # now, if there was no update yet: a table cannot be made in a capture
+            average.together.load()  # now, as there may have been no update yet
         before = sums.steps, sums.seen, 0.0 if average is None else average.count, [slot.updates for slot in slots]
         self._hand_out()
         self.xp.get_default_memory_pool().free_all_blocks()  # the graph's memory is a step's once more

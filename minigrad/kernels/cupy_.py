@@ -603,6 +603,12 @@ class Together:
             getattr(self, name).set(table)  # it need not stay: it has been copied when this returns
             self.known[name] = table
 
+    def load(self) -> None:
+        """What the first launch does besides, and a capture cannot: compile the kernel, and write the tables."""
+        if blocks := len(self.chunks):
+            plan(array_module(self.like), "optim", self.kernel, self.like.dtype.char, "i", blocks, 1, 1, blocks)
+        self.upload()
+
     def launch(self, kernel: str = "", *more: Any) -> None:
         """Start the kernel, or another one, on what was told last; `more` is what else it takes."""
         if not capturing(array_module(self.like)):
