@@ -10,8 +10,8 @@ An optimizer has no clock: learning rate and momentum of a step are handed in, a
 (minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
 an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). On a GPU all
 parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu), without scratch; by
-Muon in two, with products in between and one array of scratch that is kept. A parameter whose
-gradient is None is left alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
+Muon in two, with products in between and one array of scratch that is kept. A parameter whose gradient is None is left
+alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
 """
 
 from __future__ import annotations
@@ -450,12 +450,11 @@ def orthogonal(matrices: Array) -> Array:
     same by smaller products.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    xp, matmul = array_module(matrices), kernels(matrices).matmul
+    xp, matmul, wide = array_module(matrices), kernels(matrices).matmul, matrices.shape[-2] <= matrices.shape[-1]
     x = matrices / (xp.sqrt(xp.sum(matrices * matrices, axis=(-2, -1), keepdims=True)) + 1e-7)
     with blas_on_one_thread():
         for _ in range(3):
             turned = x.swapaxes(-2, -1)
-            wide = x.shape[-2] <= x.shape[-1]
             square = matmul(x, turned, None) if wide else matmul(turned, x, None)
             factor = matmul(square, square, None)
             factor *= c

@@ -88,7 +88,7 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
         if errors:
             try:
                 raise errors[0]
-            finally:  # the same
+            finally:  # what is raised holds the names of this call, and must not be held by them
                 del tasks, begun, task, errors
 
 
@@ -124,7 +124,7 @@ class Task:
     def run(self) -> None:
         """Do it; what it raises is kept for who asked."""
         task, done = self, self.done
-        del self  # what is raised holds the names of this call, and must not hold itself by way of them
+        del self  # for the same reason as in `each`
         try:
             task.context.run(task.work)
         except BaseException as error:
@@ -135,8 +135,8 @@ class Task:
 
 
 class Helpers:
-    """Threads that wait for tasks. A ThreadPoolExecutor is three times as slow to have a task begun and ended, longer
-    than a small block takes."""
+    """Threads that wait for tasks. A ThreadPoolExecutor takes three times as long to have a task begun and ended, which
+    is longer than a small block takes."""
 
     def __init__(self, count: int):
         self.tasks: SimpleQueue[Task | None] = SimpleQueue()
