@@ -66,7 +66,7 @@ GROWTH = {
     "small, picture size": ("googlenet_small", 10, [(size, 32) for size in (32, 48, 64, 80, 96)], 2),
     "googlenet_bn, picture size": ("googlenet_bn", 1000, [(size, 4) for size in (64, 128, 192, 224, 256, 288)], 2),
 }
-ROUNDS = 15
+ROUNDS = 15  # of compare
 FAMILY_BATCH = 2  # with 1, batch norm has a single value a channel in inception_v3's head
 MINUTES = {"compare": 4, "profile": 1, "growth": 6, "memory": 1, "family": 4}  # on two cores, with PyTorch
 

@@ -136,8 +136,7 @@ class Job(NamedTuple):
         if self.device is not None:
             return self.on_device()
         records: list[Record] = []
-        build = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build
-        bare_mb = peak_mb()
+        build, bare_mb = self.builder(), peak_mb()
         for work in self.works:
             if self.measures == ["profile"]:
                 profile = importlib.import_module("benchmarks.profiling").profile
@@ -159,12 +158,17 @@ class Job(NamedTuple):
                     records[-1] |= {"mb": peak_mb(), "start_mb": start_mb, "bare_mb": bare_mb}
         return records
 
+    def builder(self) -> Callable[..., Network]:
+        """What makes the network; its framework is imported here, and no other."""
+        build: Callable[..., Network] = importlib.import_module(
+            "benchmarks.ours" if Form.of(self.who).ours else "benchmarks.peers"
+        ).build
+        return build
+
     def in_turn(self) -> None:
         """Make the call of each measure that a line of the standard input names, and say what it took."""
         (work,), (n,) = self.works, self.threads
-        network = importlib.import_module("benchmarks.ours" if self.who == "ours" else "benchmarks.peers").build(
-            self.who, work
-        )
+        network = self.builder()(self.who, work)
         network.set_threads(n)
         record: Record = {"who": self.who, **work._asdict(), "threads": n, "start_mb": peak_mb()}
         for line in sys.stdin:
@@ -186,11 +190,10 @@ class Job(NamedTuple):
     def on_device(self) -> list[Record]:
         """seconds: of a call among many; host_seconds: until the host has told the GPU all of it; mb: what the pool of
         the GPU's memory holds after the calls; start_mb: before the first call."""
-        form = Form.of(self.who)
         if self.measures[0] in ("ceilings", "profile"):
             gpu = importlib.import_module("benchmarks.gpu_profiling")
             return [getattr(gpu, self.measures[0])(self)]
-        build = importlib.import_module("benchmarks.ours" if form.ours else "benchmarks.peers").build
+        build = self.builder()
         records: list[Record] = []
         for work in self.works:
             gc.collect()  # networks before this one, whose closures hold each other

@@ -182,6 +182,7 @@ class Window(NamedTuple):
 
 @functools.lru_cache(4096)
 def _window(input: Pair, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Window:
+    """`Window.of`, worked out once for each form: a training step asks for the same ones again."""
     for name, value, least in (("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
         if min(value) < least:
             raise ShapeError(f"{name} must be at least {least}, got {value}")

@@ -22,6 +22,7 @@ from inception.training.graph import WARM_UP, GraphedStep
 from inception.training.loop import Stopped, training_step
 from minigrad import nn, watch
 from minigrad.backend import set_backend, to_host
+from minigrad.kernels import cupy_
 from minigrad.tensor import Tensor
 from minigrad.watch import untouched
 
@@ -89,6 +90,13 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 def test_a_graph_trains_to_the_same_bits(xp: Any, recipe: Recipe, heads: bool) -> None:
     """Weights, statistics, the optimizer's state, averages; losses, accuracies and evaluations of two epochs."""
     assert differences(trained(True, recipe, heads=heads), eager(recipe, heads)) == []
+
+
+@on_fake
+def test_an_average_may_begin_after_the_capture(xp: Any) -> None:
+    """Its kernel is then loaded before: a capture cannot."""
+    cupy_.plan.cache_clear()  # as in a process where nothing has averaged yet
+    trained(True, RECIPES["average every fifth step"])
 
 
 @on_fake

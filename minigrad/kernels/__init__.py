@@ -65,7 +65,8 @@ Sizes have been checked by the op that calls.
 In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
 
     Together(kernel, firsts): .takes(row, *arrays), .place(rows), .tell(rows), .upload(), .load(), .launch()
-        sgd, rmsprop, adamw or average, in place, over all parameters of a model in one launch
+        sgd, rmsprop, adamw, muon or average, in place, over all parameters of a model in one launch; muon in two, with
+        products in between
     clip(together, gradients, into, max_norm) -> norm
         optim.clip_by_norm in two launches
 

@@ -270,9 +270,8 @@ def conv_bn_relu(
             out += shift
         np.maximum(out, 0, out=out)
 
-    if not folded:
-        return convolved(x, weight, None, window, finish)
-    return convolved(x, weight * scale[:, None, None, None], shift, window, finish)
+    filters, bias = (weight * scale[:, None, None, None], shift) if folded else (weight, None)
+    return convolved(x, filters, bias, window, finish)
 
 
 def conv2d_statistics(x: Array, weight: Array, window: Window) -> tuple[Array, Array, Array]:
