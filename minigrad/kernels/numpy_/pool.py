@@ -56,7 +56,7 @@ def maximum_of_windows(x: Array, window: Window, winners: list[Array] | None) ->
         maximum_of(columns, taps(window, 1), across, won[0])
         maximum_of(phases(across, 0, window.stride), taps(window, 0, part[1], seen), out, won[1])
 
-    each(block, cut(len(x), window.output, x.itemsize * x.shape[1], BLOCK_BYTES))
+    each(block, cut(len(x), window.output, x.itemsize * x.shape[1], block_budget(window)))
     return y
 
 
@@ -83,8 +83,14 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
                 elif total is not column:
                     column[...] = total
 
-    each(block, by_image(cut(len(dy), window.output, dy.itemsize * dy.shape[1], BLOCK_BYTES)))
+    each(block, by_image(cut(len(dy), window.output, dy.itemsize * dy.shape[1], block_budget(window))))
     return dx
+
+
+def block_budget(window: Window) -> int:
+    """Bytes of a block's output. Twice the usual, since a maximum is many short calls; but with a stride the input is
+    larger, and its columns are copied apart."""
+    return 2 * BLOCK_BYTES // window.stride[1]
 
 
 def phases(x: Array, axis: int, stride: Pair) -> list[Array]:
