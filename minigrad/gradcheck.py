@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +34,16 @@ def gradcheck(
 
     f           tensors in, a tensor or several out; deterministic (hand dropout a key)
     inputs      float64 tensors; those with requires_grad are checked
-    parameters  further float64 leaves that f depends on, as model.parameters()
+    parameters  further float64 leaves that f depends on, as model.parameters(); the frozen ones are left out
     returns     the largest relative difference found
     raises      GradientMismatch; DtypeError for float32, whose rounding would hide errors
+
+    Every `.grad` is as before afterwards. What f itself changes stays so: running statistics, unless in evaluation.
     """
     for x in inputs:
         check_alike("gradcheck", x)
     groups = [(f"input {i}", [x]) for i, x in enumerate(inputs) if x.requires_grad]
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if parameters:
         groups.append((f"the {len(parameters)} parameters together", parameters))
     if not groups:
@@ -49,14 +52,12 @@ def gradcheck(
         for leaf in leaves:
             if leaf.dtype != np.float64:
                 raise DtypeError(f"gradcheck needs float64, {name} is {leaf.dtype}: convert with .astype('float64')")
-            leaf.grad = None
     outputs = _outputs(f, inputs)
     upstream = [_random(Key(seed).fold("upstream", i), y) for i, y in enumerate(outputs)]
     loss = sum(
         ((y * Tensor(g)).sum() for y, g in zip(outputs, upstream, strict=True)), start=Tensor(0 * upstream[0].sum())
     )
-    loss.backward()
-    analytic = {id(leaf): leaf.grad for _, leaves in groups for leaf in leaves}
+    analytic = _gradients(loss, [leaf for _, leaves in groups for leaf in leaves])
 
     def value() -> tuple[float, float]:
         """L, and the size of the terms it is summed from (what its rounding error is proportional to)."""
@@ -70,6 +71,19 @@ def gradcheck(
             "gradcheck: f gives two results for the same inputs: fix its randomness, as model.set_key(Key(0)) does"
         )
     return max(_check(name, leaves, analytic, value, scale, Key(seed), tolerance, steps) for name, leaves in groups)
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor]) -> dict[int, Any]:
+    """d(loss)/d(leaf) by id of the leaf; their own .grad is put back."""
+    before = [leaf.grad for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()
+        return {id(leaf): leaf.grad for leaf in leaves}
+    finally:
+        for leaf, gradient in zip(leaves, before, strict=True):
+            leaf.grad = gradient
 
 
 def _check(name, leaves, analytic, value, scale, key, tolerance, steps) -> float:  # type: ignore[no-untyped-def]

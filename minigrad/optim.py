@@ -79,6 +79,8 @@ class Optimizer:
             scale = group.get("lr_scale", 1.0)
             _refuse_negative(own | {"lr_scale": scale})
             names = self._state_names(own)
+            if hasattr(group["params"], "grad"):
+                raise MinigradError(f"group {number}: 'params' must be a list of parameters, got one that is in none")
             for p in group["params"]:
                 if not hasattr(p, "grad"):
                     raise self._no_parameters(p)
@@ -107,9 +109,11 @@ class Optimizer:
         lr         the learning rate of this step, instead of the optimizer's
         momentum   the momentum of this step (for AdamW β₁), in all groups, instead of theirs
 
-        Raises MinigradError for a momentum where the optimizer was built without.
+        Raises MinigradError for a learning rate or momentum that is none, and for a momentum where the optimizer was
+        built without.
         """
         lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
+        _refuse_negative({"lr": lr} if momentum is None else {"lr": lr, "momentum": float(momentum)})
         due = {i: slot for i, slot in enumerate(self.slots) if slot.param.grad is not None}
         options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
         for i, slot in due.items():
@@ -280,6 +284,8 @@ class RMSProp(Optimizer):
         super().__init__(params, lr, decay=decay, eps=eps, momentum=momentum, weight_decay=weight_decay)
 
     def _state_names(self, options: Options) -> tuple[str, ...]:
+        if options["decay"] > 1:
+            raise MinigradError(f"RMSProp: decay must be at most 1, got {options['decay']!r}")
         return ("mean_square", "velocity") if options["momentum"] else ("mean_square",)
 
     def _update(
@@ -330,11 +336,14 @@ class AdamW(Optimizer):
     def _state_names(self, options: Options) -> tuple[str, ...]:
         if not isinstance(options["betas"], (tuple, list)) or len(options["betas"]) != 2:
             raise MinigradError(f"AdamW: betas must be two numbers, (beta1, beta2), got {options['betas']!r}")
+        _refuse_one(AdamW, beta1=options["betas"][0], beta2=options["betas"][1])
         return ("mean", "mean_square")
 
     def _options(self, slot: Slot, momentum: float | None) -> Options:
         """The momentum of a step is β₁."""
         _, beta2 = slot.options["betas"]
+        if momentum is not None:
+            _refuse_one(AdamW, momentum=momentum)
         return slot.options if momentum is None else slot.options | {"betas": (float(momentum), beta2)}
 
     def _update(
@@ -570,3 +579,10 @@ def _refuse_negative(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if not all(isinstance(number, Real) and float(number) >= 0.0 for number in _flat([value])):  # NaN fails too
             raise MinigradError(f"{name} must be a number of at least 0, got {value!r}")
+
+
+def _refuse_one(optimizer: type, **options: float) -> None:
+    """Raise MinigradError for what must be below 1: the sum of what it weights would never settle."""
+    for name, value in options.items():
+        if not value < 1:
+            raise MinigradError(f"{optimizer.__name__}: {name} must be below 1, got {value!r}")

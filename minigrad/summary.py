@@ -12,6 +12,7 @@ from minigrad import backend
 from minigrad.errors import ShapeError
 from minigrad.layout import LINE, Array, empty_images
 from minigrad.nn.module import Module
+from minigrad.random import Key
 from minigrad.tensor import Backward, Tensor
 from minigrad.watch import Event, columns, each_op, untouched
 
@@ -54,7 +55,7 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
     saved_bytes    what the ops' backward closures hold that nothing before them held, without the parameters: half of
                    what two images make them hold, in which the few values per channel count half
 
-    The pass leaves no trace: running statistics and modes are put back.
+    The pass leaves no trace: running statistics, modes and keys are put back.
     """
     if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3 or min(input_shape) < 1:
         raise ShapeError(f"summary wants the shape of one image, (C, H, W), each at least 1, got {input_shape}")
@@ -66,7 +67,7 @@ def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = 
     x.data[...] = 0
     counter = _Counter(model, depth)
     with untouched(model):
-        model.train()
+        model.train().set_key(Key(0))
         with each_op(model, counter.op):
             model(x)
     parameters = dict.fromkeys(counter.rows, 0)

@@ -114,6 +114,10 @@ class Tensor:
         self.requires_grad = requires_grad
         self.node: Node | None = None
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        # What copy and pickle take along. A copy is a leaf of its own: it has no part in the original's graph.
+        return None, {"data": self.data, "grad": self.grad, "requires_grad": self.requires_grad, "node": None}
+
     shape = property(lambda self: self.data.shape, doc="Sizes of the axes.")
     dtype = property(lambda self: self.data.dtype, doc="float32 or float64.")
     ndim = property(lambda self: self.data.ndim, doc="The number of axes.")
@@ -216,7 +220,11 @@ class Tensor:
         if not isinstance(exponent, (int, float)):
             raise DtypeError(f"** takes a plain number as exponent, got {type(exponent).__name__}")
         x, exponent = self.data, float(exponent)  # np.float64 is a float too, and would promote float32
-        return record("power", x**exponent, (self,), lambda dy: dy * exponent * x ** (exponent - 1))
+
+        def backward(dy: Array) -> Array:
+            return dy * exponent * x ** (exponent - 1) if exponent else 0 * dy  # not 0 · ∞ where x is 0
+
+        return record("power", x**exponent, (self,), backward)
 
     def __matmul__(self, other: Any) -> Tensor:
         """The matrix product x · y. dx = dz · yᵀ, dy = xᵀ · dz."""
@@ -237,10 +245,20 @@ class Tensor:
         return -self + other
 
     def __truediv__(self, other: Any) -> Tensor:
-        return self * operands("divide", self, other)[1] ** -1
+        """x / y, element by element, with broadcasting. dx = dz / y, dy = −dz/y · z."""
+        x, y = operands("divide", self, other)
+        a, b, xp, divisor = x.shape, y.shape, array_module(x.data), y.data
+        result = elementwise(xp.divide, x.data, divisor)
+        z = result if y.needs_grad else None
+
+        def backward(dz: Array) -> tuple[Array, Array | None]:
+            dx = elementwise(xp.divide, dz, divisor)
+            return sum_to(dx, a), None if z is None else sum_to(-elementwise(xp.multiply, dx, z), b)
+
+        return record("divide", result, (x, y), backward)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return self**-1 * other
+        return operands("divide", self, other)[1] / self
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -268,6 +286,8 @@ class Tensor:
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The mean over `axis` (all axes if None)."""
+        if not self.size:
+            raise ShapeError(f"mean() of no elements: the tensor has the shape {self.shape}")
         total = self.sum(axis, keepdims)
         return total * (total.size / self.size)
 

@@ -185,17 +185,17 @@ def _now(array: Array) -> float:
 
 @contextmanager
 def untouched(model: Module) -> Iterator[None]:
-    """Put running statistics, modes and gradients back after the block."""
+    """Put running statistics, gradients, and the modules' own attributes (modes, keys) back after the block."""
     buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
-    modes = [(module, module.training) for _, module in model.named_modules()]
+    attributes = [(module, dict(vars(module))) for _, module in model.named_modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         yield
     finally:
         for data, before in buffers:
             data[...] = before
-        for module, mode in modes:
-            module.training = mode
+        for module, own in attributes:
+            vars(module).update(own)
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

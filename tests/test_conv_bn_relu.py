@@ -188,3 +188,22 @@ def test_summary_sees_each_unit() -> None:
         assert rows[path].parameters == c * o + o + 2 * o, path
         assert rows[path].multiply_adds == c * o * 20, path
         assert rows[path].output == (o, 5, 4), path
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("width", [1, 4, 12])
+def test_a_batch_norm_of_another_width_is_refused(width: int, training: bool) -> None:
+    """One of a single channel would be broadcast, and of two units' channels each would get some of the other's."""
+    first, second = unit(8, 3, 1, "first"), unit(8, 3, 1, "second")
+    norms = unit(width, 3, 1, "norm")[2:], unit(16 - width, 3, 1, "other norm")[2:]
+    wrong = [ops.ConvNorm(*own[:2], *norm) for own, norm in zip((first, second), norms, strict=True)]
+    for units in (wrong[:1], wrong):
+        with no_grad(), pytest.raises(ShapeError, match=rf"got 8 filters, and gamma, .* of \[\({width},\)"):
+            ops.conv_bn_relu(tensor(2, 3, 4, 4), units, training=training)
+
+
+def test_the_layer_of_another_width_is_named() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.ConvNormReLU(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(1)))
+    with pytest.raises(ShapeError) as caught:
+        model(Tensor(np.ones((2, 3, 4, 4), np.float32)))
+    assert str(caught.value).startswith("1.batchnorm: batch_norm got an input of shape (2, 8, 4, 4), gamma (1,)")

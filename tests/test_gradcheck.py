@@ -220,3 +220,18 @@ def test_arrays_are_refused() -> None:
         gradcheck(ops.relu, np.zeros(3))
     with pytest.raises(DtypeError, match="gradcheck: f must return a tensor or several, got ndarray"):
         gradcheck(lambda x: x.data, leaf(3))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Linear(3, 2).astype("float64")
+    model.bias.requires_grad = False
+    gradcheck(model, leaf(4, 3), parameters=model.parameters())
+
+
+def test_gradients_are_as_before() -> None:
+    """A random upstream gradient's must not be added to the user's next one."""
+    x, model = leaf(4, 3), nn.Linear(3, 2).astype("float64")
+    x.grad = mine = np.full(x.shape, 7.0)
+    gradcheck(model, x, parameters=model.parameters())
+    assert x.grad is mine
+    assert [parameter.grad for parameter in model.parameters()] == [None, None]

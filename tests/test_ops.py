@@ -302,6 +302,8 @@ def test_conv2d_does_not_mix_dtypes() -> None:
         ([(2, 3), (4, 5)], r"linear got an input of shape \(2, 3\), weight \(4, 5\) wants \(N, 5\)"),
         ([(2, 3, 1, 1), (4, 3)], r"linear got an input of shape \(2, 3, 1, 1\)"),
         ([(2, 3), (4, 3), (3,)], r"linear got a bias of shape \(3,\) for 4 outputs"),
+        ([(0, 3), (4, 3)], r"linear got an empty input \(0, 3\)"),
+        ([(2, 3), ()], r"linear got an input of shape \(2, 3\), weight \(\) wants \(N, C\)"),
     ],
 )
 def test_linear_says_what_does_not_fit(shapes: Any, message: str) -> None:
@@ -312,6 +314,21 @@ def test_linear_says_what_does_not_fit(shapes: Any, message: str) -> None:
 def test_concat_says_what_differs() -> None:
     with pytest.raises(ShapeError, match=r"concat along axis 1 got shapes that differ elsewhere: \(2, 1, 3, 4\), "):
         ops.concat([host(2, 1, 3, 4), host(2, 1, 3, 5)])
+    with pytest.raises(ShapeError, match=r"concat along axis 1 got shapes that differ elsewhere: \(2, 3\), \(2,\)"):
+        ops.concat([host(2, 3), host(2)])
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3), 2), ((2, 3), 5), ((2, 3), -3), ((), 0)], ids=str)
+def test_concat_along_an_axis_that_is_not_there(shape: Any, axis: int) -> None:
+    """Counted modulo the number of axes, it would join along another."""
+    with pytest.raises(ShapeError, match=f"concat along axis {axis} of tensors that have {len(shape)}: "):
+        ops.concat([host(*shape), host(*shape)], axis=axis)
+
+
+def test_concat_of_nothing_with_something() -> None:
+    parts = [host(2, 0, 3, 4), host(2, 2, 3, 4)]
+    np.testing.assert_array_equal(ops.concat(parts).data, parts[1].data)
+    assert ops.concat([host(0, 1, 3, 4), host(0, 2, 3, 4)]).shape == (0, 3, 3, 4)
 
 
 # ---- Pooling ----
@@ -364,7 +381,7 @@ def test_global_avg_pool2d_is_the_mean_of_each_image() -> None:
 
 
 def test_adaptive_avg_pool2d_says_what_it_takes() -> None:
-    with pytest.raises(ShapeError, match=r"adaptive_avg_pool2d wants \(N, C, H, W\) and sizes of at least 1, got"):
+    with pytest.raises(ShapeError, match=r"adaptive_avg_pool2d wants \(N, C, H, W\), none of them 0, and sizes of"):
         ops.adaptive_avg_pool2d(host(2, 3, 4, 4), 0)
 
 
@@ -460,6 +477,17 @@ def test_batch_norm_says_what_does_not_fit() -> None:
         ops.batch_norm(x, host(4), host(4), np.zeros(4), np.ones(4), training=True)
     with pytest.raises(ShapeError, match="batch_norm got"):
         ops.batch_norm(x, host(3), host(3), np.zeros(1), np.ones(1), training=True)
+    with pytest.raises(ShapeError, match=r"batch_norm got an empty input \(0, 3, 4, 4\)"):
+        ops.batch_norm(host(0, 3, 4, 4), host(3), host(3), np.zeros(3), np.ones(3), training=False)
+
+
+def test_running_statistics_that_cannot_move_are_refused() -> None:
+    """A tensor would be replaced by its new value, not changed, and evaluation would use the old one."""
+    x, affine = host(2, 3, 4, 4), (host(3), host(3))
+    with pytest.raises(BackendError, match="Tensor where a NumPy or CuPy array is wanted"):
+        ops.batch_norm(x, *affine, Tensor(np.zeros(3)), Tensor(np.ones(3)), training=True)
+    with pytest.raises(DtypeError, match="batch_norm keeps its running statistics as floats, got int64"):
+        ops.batch_norm(x, *affine, np.zeros(3, int), np.ones(3, int), training=True)
 
 
 def test_local_response_norm_of_one_pixel() -> None:
@@ -556,6 +584,16 @@ def test_label_smoothing_by_hand() -> None:
     """Two classes, s = 0.2: q = (0.9, 0.1); softmax(ln 3, 0) = (3/4, 1/4)."""
     loss = ops.cross_entropy(Tensor(np.array([[math.log(3), 0.0]])), np.array([0]), label_smoothing=0.2)
     assert loss.item() == pytest.approx(-0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4))
+
+
+def test_a_class_that_is_ruled_out_costs_nothing(xp: Any) -> None:
+    """A logit of −∞: its probability is 0, and so is its part of the loss, where it is not the label."""
+    x = Tensor(xp.asarray([[1.0, 2.0, -np.inf], [0.0, -np.inf, -np.inf]]), requires_grad=True)
+    loss = ops.cross_entropy(x, xp.asarray([0, 0]))
+    assert loss.item() == pytest.approx(math.log(1 + math.e) / 2)
+    loss.backward()
+    p = math.e / (1 + math.e)
+    np.testing.assert_allclose(to_host(x.grad), [[-p / 2, p / 2, 0], [0, 0, 0]], atol=1e-15)
 
 
 def test_the_loss_is_a_mean_over_the_batch() -> None:
@@ -675,7 +713,22 @@ def test_labels_of_other_kinds(labels: Any, sentence: str) -> None:
         ops.cross_entropy(host(2, 3), labels)
 
 
+def test_dropout_knows_as_many_rows_as_there_are() -> None:
+    with pytest.raises(ShapeError, match=r"dropout got an input of shape \(4, 5\) and rows of shape \(3,\), wants"):
+        ops.dropout(host(4, 5), 0.5, Key(0), rows=np.arange(3))
+
+
+@pytest.mark.parametrize("op", [ops.softmax, ops.log_softmax])
+@pytest.mark.parametrize("shape", [(), (2, 0), (0, 3)], ids=str)
+def test_softmax_of_nothing(op: Function, shape: Any) -> None:
+    with pytest.raises(ShapeError, match=r"softmax wants \(…, K\), none of them 0, got"):
+        op(host(*shape))
+
+
 def test_pools_of_no_pictures() -> None:
+    for shape in ((2, 3, 0, 4), (0, 3, 4, 4)):
+        with pytest.raises(ShapeError, match=r"adaptive_avg_pool2d wants \(N, C, H, W\), none of them 0, and"):
+            ops.global_avg_pool2d(host(*shape))
     with pytest.raises(ShapeError, match=r"max_pool2d wants \(N, C, H, W\), none of them 0, got \(0, 3, 8, 8\)"):
         ops.max_pool2d(host(0, 3, 8, 8), 2)
     with pytest.raises(ShapeError, match=r"output_size must be an int or a tuple of two, .* got \(None, 1\)"):

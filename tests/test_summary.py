@@ -6,10 +6,11 @@ import re
 import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inception.models import create_model
-from minigrad import Tensor, nn, ops, summary
+from minigrad import Tensor, nn, num_threads, ops, set_num_threads, summary
 from minigrad.errors import ShapeError
 from minigrad.random import Key, normal
 
@@ -108,6 +109,8 @@ def test_what_is_kept_is_what_is_held(name: str) -> None:
     model, batch = create_model(name, width=1 / 4), 8
     x = pictures(batch, 3, 32, 32)
     ops.global_avg_pool2d(x)  # what is made once
+    threads = num_threads()
+    set_num_threads(1)  # a helper that had nothing to do in the first pass makes its working memory in the second
     tracemalloc.start()
     try:
         model(x).sum().backward()
@@ -116,6 +119,7 @@ def test_what_is_kept_is_what_is_held(name: str) -> None:
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
+        set_num_threads(threads)
     kept = summary(model, (3, 32, 32)).saved_bytes * batch - x.data.nbytes  # which was there before
     assert kept == pytest.approx(held, rel=0.02)
     loss.backward()
@@ -126,3 +130,21 @@ def test_rows_stand_in_the_order_of_definition() -> None:
     paths = [row.path for row in summary(create_model("googlenet_small"), (3, 32, 32)).rows]
     module = [path.removeprefix("inception3a.") for path in paths if path.startswith("inception3a.")]
     assert module == [f"branch{name}" for name in ("1", "2.0", "2.1", "3.0", "3.1", "4.0", "4.1")]
+
+
+def test_summary_does_not_move_the_next_masks() -> None:
+    """A layer without a key counts its calls; one that was told its rows would meet two pictures that have none."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.5))
+    x, masks = pictures(8, 3, 5, 5), []
+    for looked_at in (False, True):
+        model[1]._calls = 0
+        if looked_at:
+            summary(model, (3, 5, 5))
+        masks.append(model(x).numpy() == 0)
+    assert (masks[0] == masks[1]).all()
+    rows = np.arange(8)
+    model.set_key(Key(0), rows=rows)
+    before = model(x).numpy()
+    assert summary(model, (3, 5, 5)).rows[1].kind == "Dropout"
+    assert model[1].rows is rows
+    assert (model(x).numpy() == before).all()

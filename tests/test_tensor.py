@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor, no_grad, ops, record
+from minigrad import Tensor, nn, no_grad, ops, record
 from minigrad.errors import DtypeError, GraphError, ShapeError
 from minigrad.random import Key, normal
 
@@ -632,3 +634,44 @@ def scaled(x: Tensor, result: Any = None, inputs: Any = None) -> Tensor:
 def test_mistakes_are_explained(mistake: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         mistake(leaf(2, 3))
+
+
+# ---- Copies ----
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_has_gradients_of_its_own(copied: Function) -> None:
+    """A layer that has been used is linked to the graph; its copy must not send gradients to it."""
+    layer = nn.Linear(2, 3)
+    x = Tensor(np.ones((4, 2), np.float32))
+    layer(x).sum().backward()
+    other = copied(layer)
+    np.testing.assert_array_equal(other.weight.grad, layer.weight.grad)
+    layer.zero_grad(), other.zero_grad()
+    other(x).sum().backward()
+    assert layer.weight.grad is None
+    np.testing.assert_array_equal(other.weight.grad, np.full((3, 2), 4.0))
+
+
+# ---- Numbers without axes ----
+
+
+def test_a_number_that_is_used_three_times(xp: Any) -> None:
+    """NumPy makes scalars of 0-d sums, into which nothing can be added."""
+    a = Tensor(xp.asarray(2.0), requires_grad=True)
+    for times in (1, 2):
+        (a * a * a).backward()
+        assert isinstance(a.grad, type(a.data))
+        assert float(a.grad) == times * 12.0
+
+
+def test_the_mean_of_nothing() -> None:
+    with pytest.raises(ShapeError, match=r"mean\(\) of no elements: the tensor has the shape \(0, 3\)"):
+        Tensor(np.zeros((0, 3))).mean()
+
+
+def test_gradients_of_no_pictures_meet() -> None:
+    x = Tensor(np.zeros((0, 3, 4, 4)), requires_grad=True)
+    (x + x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape

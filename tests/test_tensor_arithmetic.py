@@ -249,3 +249,26 @@ def test_repr_tells_leaf_and_op() -> None:
 def test_a_sum_over_many_is_right(xp: Any) -> None:
     x = positive(xp, 7, 5)
     np.testing.assert_allclose(to_host(x.mean(0).data), x.numpy().mean(0))
+
+
+def test_division_is_rounded_once(xp: Any) -> None:
+    """x · (1/y) is rounded twice: 399 of these numbers would be another than NumPy's, and x/x less than 1."""
+    x = np.arange(1, 2000, dtype=np.float32)
+    np.testing.assert_array_equal((Tensor(xp.asarray(x)) / 10.0).numpy(), x / np.float32(10))
+    np.testing.assert_array_equal((1.0 / Tensor(xp.asarray(x))).numpy(), np.float32(1) / x)
+
+
+def test_dividing_by_small_numbers_does_not_overflow(xp: Any) -> None:
+    """1/y² would, in float32, from 5e-20 on."""
+    x, y = (Tensor(xp.asarray(np.float32([v])), requires_grad=True) for v in (1e-25, 1e-20))
+    (x / y).sum().backward()
+    np.testing.assert_allclose(to_host(x.grad), 1e20, rtol=1e-6)
+    np.testing.assert_allclose(to_host(y.grad), -1e15, rtol=1e-6)
+    tiny = Tensor(xp.asarray(np.float32([1e-39])))
+    assert (tiny / tiny).item() == 1.0
+
+
+def test_the_zeroth_power_of_zero_has_no_gradient(xp: Any) -> None:
+    x = Tensor(xp.asarray([0.0, 2.0]), requires_grad=True)
+    (x**0).sum().backward()
+    assert to_host(x.grad).tolist() == [0, 0]

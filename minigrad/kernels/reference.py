@@ -324,7 +324,7 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array
         target[label] += 1 - smoothing
         shifted = logits64[n] - np.max(logits64[n])  # the same softmax, and exp cannot overflow
         log_p = shifted - np.log(np.sum(np.exp(shifted)))
-        losses[n] = -np.sum(target * log_p)
+        losses[n] = -np.sum(target[target != 0] * log_p[target != 0])  # 0 · −∞ counts as 0
         dlogits[n] = np.exp(log_p) - target
     return rounded(losses, logits), rounded(dlogits, logits)
 
@@ -349,7 +349,7 @@ def matmul(a: Array, b: Array, out: Array | None) -> Array:
 def add(a: Array, b: Array, out: Array | None) -> Array:
     """a + b, written into `out` unless it is None."""
     if out is None:
-        return channels_last(np, a + b)
+        return channels_last(np, np.asarray(a + b))
     out[...] = a + b
     return out
 

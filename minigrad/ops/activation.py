@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad.backend import array_module
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, elementwise
 from minigrad.random import Key
@@ -29,11 +29,13 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
              the mask of a row then does not depend on its place in the batch
     returns  x's shape
     saves    nothing: the same key drops the same values of dy
-    raises   MinigradError if p is not in [0, 1)
+    raises   MinigradError if p is not in [0, 1); ShapeError if rows are not (N,)
     source   Srivastava et al.: Dropout, JMLR 15, 2014
     """
     check_alike("dropout", x)
     check_probability(p)
+    if rows is not None and rows.shape != x.shape[:1]:
+        raise ShapeError(f"dropout got an input of shape {x.shape} and rows of shape {rows.shape}, wants (N,)")
     if p == 0 or x.size == 0:
         return x
     k = kernels(x.data)
@@ -46,12 +48,18 @@ def check_probability(p: float) -> None:
         raise MinigradError(f"dropout drops with a probability from 0 to below 1, got {p!r}")
 
 
+def _check_classes(op: str, x: Tensor) -> None:
+    check_alike(op, x)
+    if x.ndim == 0 or x.size == 0:
+        raise ShapeError(f"{op} wants (…, K), none of them 0, got {x.shape}")
+
+
 def softmax(x: Tensor) -> Tensor:
     """e^x over its sum along the last axis: positive numbers that sum to one.
 
     Its gradient is y · (dy − Σ dy·y). Saves y.
     """
-    check_alike("softmax", x)
+    _check_classes("softmax", x)
     xp = array_module(x.data)
     y = xp.exp(x.data - x.data.max(axis=-1, keepdims=True))
     y /= y.sum(axis=-1, keepdims=True)
@@ -63,7 +71,7 @@ def log_softmax(x: Tensor) -> Tensor:
 
     Its gradient is dy − softmax(x) · Σ dy. Saves y.
     """
-    check_alike("log_softmax", x)
+    _check_classes("log_softmax", x)
     xp = array_module(x.data)
     y = x.data - x.data.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))

@@ -11,7 +11,7 @@ from minigrad.errors import GraphError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array, Window, joined_filters
 from minigrad.ops.dense import concat
-from minigrad.ops.norm import check_count
+from minigrad.ops.norm import check_count, check_statistics
 from minigrad.tensor import Tensor, check_alike, record, record_parts
 
 Size = int | tuple[int, int]
@@ -118,6 +118,11 @@ def conv_bn_relu(
     if any(window != windows[0] for window in windows) or len({unit.bias is None for unit in units}) > 1:
         sizes = ", ".join(str(unit.weight.shape) for unit in units)
         raise ShapeError(f"conv_bn_relu wants filters of one size, all with a bias or none: got {sizes}")
+    for unit in units:
+        o, *norm = [v.shape for v in (unit.weight, unit.gamma, unit.beta, unit.running_mean, unit.running_var)]
+        if any(shape != o[:1] for shape in norm):
+            raise ShapeError(f"conv_bn_relu got {o[0]} filters, and gamma, beta, running mean and variance of {norm}")
+        check_statistics(unit.running_mean, unit.running_var)
     parameters = [parameter for unit in units for parameter in unit[:4]]
     check_alike("conv_bn_relu", x, *(parameter for parameter in parameters if parameter is not None))
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):

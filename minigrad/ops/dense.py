@@ -20,11 +20,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     returns  (N, K)
     saves    x, weight
     costs    N·C·K multiply-adds, twice that again in backward
-    raises   ShapeError if the features differ
+    raises   ShapeError if the features differ, or x is empty
     """
     check_alike("linear", x, weight, *([] if bias is None else [bias]))
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ShapeError(f"linear got an input of shape {x.shape}, weight {weight.shape} wants (N, {weight.shape[-1]})")
+        c = weight.shape[1] if weight.ndim == 2 else "C"
+        raise ShapeError(f"linear got an input of shape {x.shape}, weight {weight.shape} wants (N, {c})")
+    if x.size == 0:
+        raise ShapeError(f"linear got an empty input {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"linear got a bias of shape {bias.shape} for {weight.shape[0]} outputs")
     rows, filters, needs_dx = _as_images(x.data), _as_images(weight.data), x.needs_grad
@@ -48,14 +51,16 @@ def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:
 
     tensors  of equal shapes but for `axis`
     saves    nothing: backward hands each input its part of dy, as a view
-    raises   ShapeError if the other sizes differ
+    raises   ShapeError if the other sizes differ, or there is no such axis
     """
     if not tensors:
         raise ShapeError("concat got no tensors")
     check_alike("concat", *tensors)
-    axis %= tensors[0].ndim
-    shapes = [tensor.shape for tensor in tensors]
-    if any(s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes):
+    shapes, ndim = [tensor.shape for tensor in tensors], tensors[0].ndim
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"concat along axis {axis} of tensors that have {ndim}: {', '.join(map(str, shapes))}")
+    axis %= ndim
+    if len({(len(s), *s[:axis], *s[axis + 1 :]) for s in shapes}) > 1:
         raise ShapeError(f"concat along axis {axis} got shapes that differ elsewhere: {', '.join(map(str, shapes))}")
     arrays = [tensor.data for tensor in tensors]
     if axis == 1 and len(shapes[0]) == 4:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad.backend import array_module
-from minigrad.errors import ShapeError
+from minigrad.errors import DtypeError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.tensor import Tensor, check_alike, record
@@ -35,13 +35,17 @@ def batch_norm(
     returns      (N, C, H, W)
     saves        x, and mean and variance of every channel (float64). Neither (x − μ)/√(σ² + eps) nor the mask of the
                  ReLU: both follow from these in one pass, and to keep one would be to keep an array of x's size more.
-    raises       ShapeError if the channels differ, or a channel has one value only in training
+    raises       ShapeError if the channels differ, x is empty, or a channel has one value only in training;
+                 BackendError or DtypeError if the running statistics are no arrays of floats
     source       Ioffe, Szegedy: Batch normalization, arXiv:1502.03167, algorithms 1 and 2
     """
     check_alike("batch_norm", x, gamma, beta)
     if x.ndim != 4 or not (x.shape[1:2] == gamma.shape == beta.shape == running_mean.shape == running_var.shape):
         c = ", ".join(map(str, gamma.shape))
         raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, {c}, H, W)")
+    if x.size == 0:
+        raise ShapeError(f"batch_norm got an empty input {x.shape}")
+    check_statistics(running_mean, running_var)
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
     if training:
         check_count(x.shape)
@@ -56,6 +60,14 @@ def batch_norm(
         return k.batch_norm_dx(dy, images_in, mean, var, scale, shift, eps, relu, training)
 
     return record("batch_norm", y, (x, gamma, beta), backward)
+
+
+def check_statistics(*running: Array) -> None:
+    """Raise BackendError or DtypeError where running statistics are no arrays of floats, which can move in place."""
+    for array in running:
+        array_module(array)  # refuses a tensor
+        if array.dtype.kind != "f":
+            raise DtypeError(f"batch_norm keeps its running statistics as floats, got {array.dtype}")
 
 
 def check_count(shape: tuple[int, ...]) -> None:

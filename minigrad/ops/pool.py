@@ -95,8 +95,10 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int, int]) -> Tensor
     """
     check_alike("adaptive_avg_pool2d", x)
     oh, ow = pair(output_size, "output_size")
-    if x.ndim != 4 or min(oh, ow) < 1:
-        raise ShapeError(f"adaptive_avg_pool2d wants (N, C, H, W) and sizes of at least 1, got {x.shape}, {oh}×{ow}")
+    if x.ndim != 4 or x.size == 0 or min(oh, ow) < 1:
+        raise ShapeError(
+            f"adaptive_avg_pool2d wants (N, C, H, W), none of them 0, and sizes of at least 1, got {x.shape}, {oh}×{ow}"
+        )
     xp, k, (n, c, h, w) = array_module(x.data), kernels(x.data), x.shape
     down, across = (_adaptive_weights(xp, size, o, x.dtype) for size, o in ((h, oh), (w, ow)))
     a = (down[:, None, :, None] * across[None, :, None, :]).reshape(oh * ow, h * w)

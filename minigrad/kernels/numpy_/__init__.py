@@ -65,7 +65,8 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     target = np.full((n, k), smoothing / k, logits.dtype)
     target[np.arange(n), labels] += 1 - smoothing
-    return -(target * log_p).sum(axis=1), np.exp(log_p) - target
+    terms = np.multiply(target, log_p, out=np.zeros_like(target), where=target != 0)  # 0 · −∞ is NaN
+    return -terms.sum(axis=1), np.exp(log_p) - target
 
 
 def matmul(a: Array, b: Array, out: Array | None) -> Array:
@@ -88,7 +89,7 @@ def concat(xs: list[Array]) -> Array:
 
 def add(a: Array, b: Array, out: Array | None) -> Array:
     if a.ndim != 4:
-        return np.add(a, b, out=out)
+        return np.asarray(np.add(a, b, out=out))  # of 0-d arrays NumPy makes a scalar
     total = empty_images(np, a.shape, a.dtype) if out is None else out
 
     def block(part: Block) -> None:

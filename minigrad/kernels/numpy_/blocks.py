@@ -69,6 +69,8 @@ def cut(
     """
     rows, columns = size
     area = rows * columns
+    if not n * area * bytes_per_pixel:
+        return ()
     wanted = block_bytes(n * area * bytes_per_pixel, budget) // bytes_per_pixel  # pixels of one block
     if multiply_adds:
         wanted = min(wanted, max(n * area // 8, ENOUGH // multiply_adds))
