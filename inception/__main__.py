@@ -1,4 +1,4 @@
-"""The command line: python -m inception train | evaluate | predict | export | summary | compare."""
+"""Train, evaluate, use and export networks of the Inception family."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from inception.data import DataError, Loader, Preprocessing, find_pictures, open_data
+from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
 from inception.export import export_onnx
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
-from inception.weights import WeightsError, check_place, find_weights, is_address, load_model, save_weights, shipped
+from inception.weights import (
+    WeightsError,
+    check_classes,
+    check_place,
+    find_weights,
+    is_address,
+    is_shipped,
+    load_model,
+    save_weights,
+    shipped,
+)
 from minigrad import no_grad, ops
 from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
 from minigrad.errors import MinigradError, did_you_mean, no_such
@@ -41,7 +51,7 @@ examples:
   python -m inception train --data cifar10                     downloaded once, or --data DIR, unpacked there
   python -m inception train --data cifar10 --recipe cifar_fast --epochs 16 --cutout 8
   python -m inception train --data DIR --size 96               your pictures: DIR/train/CLASS/… and DIR/test/CLASS/…
-  python -m inception train --resume runs/cifar                go on, bit for bit, where it was stopped
+  python -m inception train --resume runs/shapes-googlenet_small   go on, bit for bit, where it was stopped
 
 In the run's directory (--out):
   log.jsonl, log.csv   one row an epoch
@@ -278,7 +288,8 @@ _WEIGHTS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt")
 
 def _predict(weights: str | None, pictures: list[str], model: str | None, top: int, quiet: bool, json: bool) -> int:
     _at_least("--top", top, 1)
-    if weights is None and (Path(pictures[0]).suffix in _WEIGHTS or is_address(pictures[0])):
+    first = pictures[0]
+    if weights is None and (Path(first).suffix in _WEIGHTS or is_address(first) or is_shipped(first)):
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")
@@ -327,8 +338,8 @@ def _add_predict(commands: Any) -> None:
         usage="%(prog)s [options] [WEIGHTS] PICTURE|DIR …",
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|DIR",
-                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}, or their "
-                        "address")  # fmt: skip
+                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}, their "
+                        "address, or the name of a shipped model")  # fmt: skip
     parser.add_argument("--weights", default=None, metavar="FILE|NAME|ADDRESS",
                         help="weights, the name of a shipped model, or an address to download from, "
                         "https://…#sha256=DIGITS (default: the shipped one)")  # fmt: skip
@@ -350,20 +361,22 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     _at_least("--size", size, 1)
     if to.suffix not in (".onnx", ".safetensors", ".pth", ".npz"):
         raise WeightsError(f"--to {to}: the name must end in .onnx, .safetensors, .pth or .npz")
-    if source in list_models() and not Path(source).exists():
+    fresh = source in list_models() and not Path(source).exists() and not is_shipped(source)
+    if fresh:
         network = create_model(source)
         classes = [str(k) for k in range(network.fc1.weight.shape[0])]
         side, half = network.form.size.native, [0.5] * 3
         options = {"num_classes": len(classes), "aux_logits": network.aux_logits}
         known: dict[str, Any] = {"model": source, "options": options, "classes": classes, "size": [side, side],
                                  "mean": half, "std": half, "weights": "fresh, not trained"}  # fmt: skip
-    elif not (Path(source).suffix or Path(source).exists() or is_address(source)):
+    elif not (Path(source).suffix or Path(source).exists() or is_address(source) or is_shipped(source)):
         raise WeightsError(no_such("file and no model", source, list_models()))
     else:
         network, known = load_model(find_weights(source, quiet=quiet or json), model)
     known |= _description(about, len(known["classes"])) if about else {}
     check_place(to)
     if to.suffix == ".onnx":
+        check_preparation(known)
         height, width = (size, size) if size else known.get("size", [network.form.size.native] * 2)
         export_onnx(to, network, (known["options"].get("in_channels", 3), height, width), known, fold=fold)
     else:
@@ -376,7 +389,8 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     elif not quiet:
         if "source" in known:
             print(f"read {known['source']}")
-        print(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes")
+        weights = ", fresh weights, not trained" if fresh else ""
+        print(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes{weights}")
     return 0
 
 
@@ -392,10 +406,10 @@ def _description(path: Path, classes: int) -> dict[str, Any]:
         raise WeightsError(f'--about {path}: it must be a JSON object, {{"classes": […], "size": […], …}}')
     if wrong := sorted({"model", "options", "format"} & given.keys()):
         raise WeightsError(f"--about {path}: leave out {', '.join(wrong)}, which the weights say themselves")
-    names = given.get("classes", [""] * classes)
-    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
-        got = f"a list of {len(names)}" if isinstance(names, list) else type(names).__name__
-        raise WeightsError(f"--about {path}: classes must be the {classes} names of the outputs, in order, got {got}")
+    try:
+        check_classes(given.get("classes", [""] * classes), classes)
+    except WeightsError as error:
+        raise WeightsError(f"--about {path}: {error}") from None
     return given
 
 
@@ -414,7 +428,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="WEIGHTS|MODEL",
-        help="a file, its address (https://…#sha256=DIGITS), or a network, with fresh weights",
+        help="a file, its address (https://…#sha256=DIGITS), the name of a shipped model, or a network: with fresh "
+        "weights, if none are shipped",
     )
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".onnx, .safetensors, .pth or .npz")
     parser.add_argument("--size", type=int, default=None, metavar="S",

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import re
+import string
 import sys
 import time
 import urllib.error
@@ -13,7 +14,7 @@ import urllib.request
 from io import BufferedRandom, BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from tqdm import tqdm
 
@@ -47,7 +48,13 @@ class Published(NamedTuple):
         Raises DownloadError where no hash is named.
         """
         url, _, fragment = address.partition("#")
-        name = PurePosixPath(unquote(urlsplit(url).path)).name
+        try:
+            name = PurePosixPath(unquote(urlsplit(url).path)).name
+        except ValueError as error:
+            raise DownloadError(f"{address} is no address ({error})") from None
+        if "\0" in name:
+            raise DownloadError(f"{address} is no address: its file name holds a zero byte")
+        url = quote(url, safe=string.punctuation)  # copied from a browser it may have letters that requests have not
         given = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
         in_name = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", name)
         digits = given or (in_name if not fragment else None)

@@ -87,6 +87,34 @@ def test_exporting_with_a_description(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {key: found[key] for key in about} == about
 
 
+def test_what_onnx_is_told_of_pictures_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "about.json").write_text(json.dumps({"size": 32}))
+    arguments = ["export", "googlenet_small", "--to", str(tmp_path / "m.onnx"), "--about", str(tmp_path / "about.json")]
+    assert main(arguments) == 1
+    assert "the weights want pictures of size 32, which must be [height, width], pixels" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_shipped_model_is_exported_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name means the same for every command; else the weights are fresh, and it says so."""
+    for name in ("googlenet_small", "googlenet_small_shapes"):
+        assert main(["export", name, "--to", str(tmp_path / "m.npz")]) == 0
+        assert "fresh" not in capsys.readouterr().out
+        exported, trained = load_model(tmp_path / "m.npz")[0], load_model(shipped(name))[0]
+        assert same(exported.state_dict(), trained.state_dict())
+    assert main(["export", "googlenet_cifar", "--to", str(tmp_path / "m.npz")]) == 0
+    assert capsys.readouterr().out.endswith("bytes, fresh weights, not trained\n")
+    assert main(["export", "googlenet_smal", "--to", str(tmp_path / "m.npz")]) == 1
+    assert "there is no file and no model 'googlenet_smal'" in capsys.readouterr().err
+
+
+def test_a_shipped_model_may_stand_before_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (40, 30), "red").save(tmp_path / "p.png")
+    assert main(["predict", "googlenet_small_shapes", str(tmp_path / "p.png")]) == 0
+    assert "disc" in (said := capsys.readouterr().out) or "square" in said
+
+
 def test_table_1_and_the_family_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "googlenet", "--table-1", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -11,7 +11,7 @@ import pytest
 from test_weights_foreign import ABOUT
 
 from inception.__main__ import main
-from inception.data import DataError, Preprocessing, read_picture
+from inception.data import DataError, Preprocessing, find_pictures, read_picture
 from inception.models import create_model
 from inception.weights import save_weights
 from inception.weights.pytorch import write_pytorch
@@ -117,3 +117,18 @@ def test_weights_that_do_not_say_how_pictures_are_prepared(tmp_path: Path, capsy
     for command in (["evaluate", str(tmp_path / "w.pth")], ["predict", str(tmp_path / "w.pth"), str(tmp_path)]):
         assert main([*command, "--model", "googlenet_small"]) == 1
         assert "do not say how pictures are prepared: size, mean, std" in capsys.readouterr().err
+
+
+def test_hidden_folders_and_folders_called_like_pictures_are_none(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for name in ("a.png", ".hidden/b.png", ".c.png", "deep/.hidden/d.png", "deep/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "album.jpg").mkdir()
+    assert find_pictures([tmp_path]) == [tmp_path / "a.png", tmp_path / "deep" / "e.png"]
+
+
+@pytest.mark.parametrize("mean", [["0.5"] * 3, [0.5] * 2, 0.5, [True] * 3, [0.5, float("nan"), 0.5]], ids=str)
+def test_what_is_no_mean(mean: Any) -> None:
+    with pytest.raises(DataError, match="the weights want pictures of mean .*, which must be three numbers"):
+        Preprocessing.of({"size": [8, 8], "mean": mean, "std": [1, 1, 1]})

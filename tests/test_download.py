@@ -388,3 +388,14 @@ def test_commands_take_an_address(server: Server, tmp_path: Path, capsys: pytest
     assert main([*command.split(), place, *map(str, more), "--json"]) == 0
     assert (tmp_path / "cache" / f"net-{digits[:8]}.safetensors").exists()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["http://[::1/a.pth", "http://127.0.0.1:9/a%00.pth"])
+def test_what_is_no_address(place: str) -> None:
+    with pytest.raises(DownloadError, match="is no address"):
+        Published.at(f"{place}#sha256=12345678")
+
+
+def test_an_address_as_a_browser_shows_it() -> None:
+    wanted = Published.at("https://example.org/é/ñ%20.pth?x=1&y=ü#sha256=12345678")
+    assert wanted.mirrors == ("https://example.org/%C3%A9/%C3%B1%20.pth?x=1&y=%C3%BC",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import sys
 from pathlib import Path
@@ -312,3 +313,11 @@ def test_compare_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare_runs(tmp_path / "runs.png", logs).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ReportError, match="no epochs"):
         compare_runs(tmp_path / "runs.png", {"a": []})
+
+
+def test_a_name_in_another_encoding_is_drawn(tmp_path: Path) -> None:
+    """As Python gives it for a folder called caf\xe9: matplotlib would end the run with a TypeError."""
+    names = [os.fsdecode(b"caf\xe9"), "tea"]
+    confusion = np.array([[3, 1], [0, 4]])
+    files = write_report(tmp_path, [], confusion=confusion, classes=names)
+    assert all(path.stat().st_size > 1000 for path in files)

@@ -110,11 +110,20 @@ def test_schedules_by_name(options: dict[str, Any], factors: list[float]) -> Non
 )
 def test_optimizers_by_name(options: dict[str, Any], kind: type, wanted: dict[str, Any]) -> None:
     model = tiny_run.make_model("", num_classes=10, aux_logits=False)
-    optimizer = Recipe(weight_decay=0.01, **options).make_optimizer(model)
+    optimizer = Recipe(weight_decay=0.01, schedule="cosine", **options).make_optimizer(model)
     assert type(optimizer) is kind
     assert all(slot.options == wanted | {"weight_decay": 0.01} for slot in optimizer.slots)
-    spared = Recipe(weight_decay=0.01, spare_norms=True, **options).make_optimizer(model)
+    spared = Recipe(weight_decay=0.01, schedule="cosine", spare_norms=True, **options).make_optimizer(model)
     assert {(s.param.data.ndim > 1, s.options["weight_decay"]) for s in spared.slots} == {(True, 0.01), (False, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "moved"),
+    [({"momentum": 0.5}, "momentum"), ({"optimizer": "adamw", "beta1": 0.8}, "beta1")],
+)
+def test_one_cycle_does_not_ignore_a_momentum(options: dict[str, Any], moved: str) -> None:
+    with pytest.raises(MinigradError, match=f"one_cycle moves {moved} from momentum_high to momentum_low"):
+        Recipe(**options)
 
 
 def test_a_long_gradient_is_clipped_to_the_recipes_norm(monkeypatch: pytest.MonkeyPatch) -> None:

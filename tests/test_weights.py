@@ -17,6 +17,7 @@ import pytest
 
 from inception.models import create_model
 from inception.weights import FORMAT, WeightsError, check_place, load_model, load_weights, read_arrays, save_weights
+from inception.weights.pytorch import write_pytorch
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import asarray, to_host
 from minigrad.random import Key, normal, seeded
@@ -390,3 +391,39 @@ def test_another_network_than_the_weights_are_of(tmp_path: Path) -> None:
     assert refuse(tmp_path / "w.npz", lambda path: load_model(path, "googlenet")) == (
         "it holds googlenet_small, not googlenet: leave out --model"
     )
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".onnx"])
+def test_a_name_that_promises_another_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    """An .npz under such a name would be read as what the name says."""
+    with pytest.raises(WeightsError, match=rf"weights are written as \.npz, \.safetensors or \.pth, not as {suffix}"):
+        save_weights(tmp_path / f"w{suffix}", Tiny(), ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_fails_even_to_be_cleaned_up(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="could not be written"):
+        save_weights(tmp_path / "file" / "w.npz", Tiny(), ABOUT)
+
+
+def test_a_member_that_is_no_array(saved: Path) -> None:
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr("notes.npy", b"no array")
+    with pytest.raises(WeightsError, match="'notes' in it is no array"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], 5, [1, 2, 3, 4], None], ids=str)
+def test_names_that_are_not_those_of_the_outputs(tmp_path: Path, classes: Any) -> None:
+    model = create_model("googlenet_small", num_classes=4)
+    about = ABOUT | {"model": "googlenet_small", "options": {"num_classes": 4}, "classes": classes}
+    save_weights(tmp_path / "w.npz", model, about)
+    with pytest.raises(WeightsError, match=r"w\.npz: classes must be the 4 names of the outputs, in order, got"):
+        load_model(tmp_path / "w.npz")
+
+
+def test_a_pth_of_another_format_version(tmp_path: Path) -> None:
+    write_pytorch(tmp_path / "w.pth", Tiny().state_dict(), ABOUT | {"format": 99})
+    with pytest.raises(WeightsError, match="written in format 99, this version reads format 1: update"):
+        load_weights(tmp_path / "w.pth")

@@ -4,7 +4,7 @@ from inception.data.augment import Augment, normalise
 from inception.data.cifar import load_cifar10, load_cifar100
 from inception.data.dataset import DataError, Dataset, mean_and_std, split
 from inception.data.loader import Batch, Loader
-from inception.data.pictures import Preprocessing, find_pictures, load_folders, read_picture
+from inception.data.pictures import Preprocessing, check_preparation, find_pictures, load_folders, read_picture
 from inception.data.shapes import load_shapes
 from inception.data.sources import load_arrays, open_data
 
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Loader",
     "Preprocessing",
+    "check_preparation",
     "find_pictures",
     "load_arrays",
     "load_cifar10",

@@ -67,11 +67,8 @@ def _framed(picture: Any, size: tuple[int, int], resize: int | None, interpolati
 _Fits = Callable[[Any], Any]
 _WANTED: dict[str, tuple[str, _Fits]] = {  # what `Preprocessing` takes: in words, and as a test
     "size": ("[height, width], pixels", lambda v: len(v) == 2 and all(type(side) is int and side > 0 for side in v)),
-    "mean": ("three numbers", lambda v: np.shape(v) == (3,) and np.isfinite(np.array(v, np.float64)).all()),
-    "std": (
-        "three numbers above 0",
-        lambda v: np.shape(v) == (3,) and np.isfinite(s := np.array(v, np.float64)).all() and (s > 0).all(),
-    ),
+    "mean": ("three numbers", lambda v: _three_numbers(v)),
+    "std": ("three numbers above 0", lambda v: _three_numbers(v) and min(v) > 0),
     "resize": ("a whole number", lambda v: v is None or type(v) is int),
     "interpolation": (
         "nearest, bilinear, bicubic or lanczos",
@@ -79,6 +76,21 @@ _WANTED: dict[str, tuple[str, _Fits]] = {  # what `Preprocessing` takes: in word
     ),
     "channels": ("RGB or BGR", lambda v: v in ("RGB", "BGR")),
 }
+
+
+def _three_numbers(v: Any) -> bool:
+    return len(v) == 3 and all(type(x) in (int, float) and math.isfinite(x) for x in v)
+
+
+def check_preparation(about: Mapping[str, Any]) -> None:
+    """Raise DataError where a description of weights says something of pictures that cannot be done."""
+    for name, (wanted, fits) in _WANTED.items():
+        try:
+            good = name not in about or bool(fits(about[name]))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise DataError(f"the weights want pictures of {name} {str(about[name])[:80]}, which must be {wanted}")
 
 
 class Preprocessing(NamedTuple):
@@ -96,21 +108,15 @@ class Preprocessing(NamedTuple):
         """From the description of weights. Raises DataError if it does not say, or says what cannot be done."""
         if lacking := [name for name in cls._fields[:3] if name not in about]:
             raise DataError(f"the weights do not say how pictures are prepared: {', '.join(lacking)} (export --about)")
+        check_preparation(about)
         found = cls(**{name: about[name] for name in cls._fields if name in about})
-        for name, (wanted, fits) in _WANTED.items():
-            value = getattr(found, name)
-            try:
-                good = bool(fits(value))
-            except (TypeError, ValueError):
-                good = False
-            if not good:
-                raise DataError(f"the weights want pictures of {name} {str(value)[:80]}, which must be {wanted}")
         size = tuple(found.size)
         if found.resize is not None and found.resize < max(size):
             raise DataError(
                 f"the weights want pictures of resize {found.resize}, which must be at least the size {size}"
             )
-        return found._replace(size=(size[0], size[1]), mean=tuple(found.mean), std=tuple(found.std))
+        mean, std = tuple(map(float, found.mean)), tuple(map(float, found.std))
+        return found._replace(size=(size[0], size[1]), mean=mean, std=std)
 
     def picture(self, source: str | Path | np.ndarray) -> np.ndarray:
         """A file, or a picture (H, W, 3) uint8 in RGB, as (H, W, 3) uint8 of the size, in the network's channels.
@@ -164,12 +170,17 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         inside = [path]
-        if path.is_dir():  # what begins with a dot is some system's note on a picture
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file())
         if not inside:
             raise DataError(f"{path}: no pictures in this directory ({', '.join(SUFFIXES)})")
         found += inside
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name: what begins with a dot, or lies in such a folder, is some system's note on a picture."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 class Pictures:

@@ -112,7 +112,12 @@ def _labels(name: str, y: np.ndarray, n: int) -> np.ndarray:
     if y.dtype.kind not in "iu" or y.shape not in ((n,), (n, 1)):
         got = f"{y.dtype} {y.shape}{labels_remedy(y)}"
         raise DataError(f"{name} must be integers of shape ({n},), one for each picture, got {got}")
-    return y.ravel().astype(np.int64)
+    y = y.ravel()
+    wrong = (y < 0) | (y > np.iinfo(np.int64).max)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(f"{name} must number the classes from 0, the label in row {row} is {y[row]}")
+    return y.astype(np.int64)
 
 
 def _classes(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tuple[str, ...]:

@@ -191,6 +191,7 @@ class Keeper:
         self.training, self.about, self.run, self.directory = training, about, run, directory
         self.watched, self.save_every, self.keep = watched, save_every, keep
         self.tensorboard, self.resumed = tensorboard, resumed
+        self.best = -1.0  # accuracy of the best checkpoint
 
     def __enter__(self) -> None:
         if self.directory is None:
@@ -202,17 +203,26 @@ class Keeper:
             )
         weights.check_place(place(self.directory, 0))
         self.lock = _lock(self.directory)
-        for path in self.directory.glob(".checkpoint-*.npz.*"):  # of a process that was killed while it saved
-            path.unlink()
-        self.log = Log(self.directory, warn, tensorboard=self.tensorboard, step=self.training.step)
+        try:
+            for path in self.directory.glob(".*"):  # of a process that was killed while it wrote
+                if re.fullmatch(r"\..+\.(npz|jsonl|csv|png)\.\d+", path.name):
+                    path.unlink()
+            self.log = Log(self.directory, warn, tensorboard=self.tensorboard, step=self.training.step)
+        except BaseException:
+            self._unlock()
+            raise
         if self.resumed:
             self._write_log()  # back to where the checkpoint stands
+            self.best = self._accuracy_of_best()
 
     def __exit__(self, *_: object) -> None:
         if self.directory is not None:
             self.log.close()
-            if self.lock is not None:
-                os.close(self.lock)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
 
     def after_step(self) -> None:
         if self.directory is not None and self.training.step % self.save_every == 0:
@@ -223,9 +233,10 @@ class Keeper:
         if self.directory is None:
             return
         self._write_log()
-        results = [self._accuracy(epoch) for epoch in self.training.epochs]
-        if results[-1] > max(results[:-1], default=-1.0) or not (self.directory / BEST).exists():
-            self._try_to_save(self.directory / BEST, best=True)
+        result = self._accuracy(self.training.epochs[-1])
+        beaten = result > self.best or not (self.directory / BEST).exists()
+        if beaten and self._try_to_save(self.directory / BEST, best=True):
+            self.best = result
         self._try_to_save(place(self.directory, self.training.step))
 
     def save(self) -> None:
@@ -235,21 +246,37 @@ class Keeper:
 
     def how_to_go_on(self, what: str) -> str:
         """A sentence for whoever stopped the training."""
-        found = find_checkpoints(self.directory) if self.directory is not None else []
-        if not found:
+        found = self._own()
+        if self.directory is None or not found:
             return f"{what}; nothing was saved"
-        where = shlex.quote(str(self.directory))
+        # A directory stands for its newest checkpoint, which may be one from which this run went back.
+        newest = find_checkpoints(self.directory)[0]
+        where = shlex.quote(str(self.directory if found[0] == newest else found[0]))
         return f"{what}; saved up to step {_step(found[0]):,}: go on with python -m inception train --resume {where}"
 
     def how_to_go_back(self) -> str:
         """A sentence for whoever trained until something was not finite."""
-        found = find_checkpoints(self.directory) if self.directory is not None else []
+        found = self._own()
         if not found:
             return "nothing was saved"
         return (
             f"{found[0]} is from before; --resume repeats what came after it bit for bit (--backend numpy, where it "
             "was another, names the layer): train anew with other options, or look at it with minigrad.watch"
         )
+
+    def _own(self) -> list[Path]:
+        """The checkpoints of this run, the newest first. Later ones are of a run from which this one went back."""
+        found = find_checkpoints(self.directory) if self.directory is not None else []
+        return [path for path in found if _step(path) <= self.training.step]
+
+    def _accuracy_of_best(self) -> float:
+        """What `after_epoch` has to beat: that of the last epoch in the best checkpoint; −1 if there is none."""
+        try:
+            assert self.directory is not None
+            epochs = read_checkpoint(self.directory / BEST).state["epochs"]
+            return self._accuracy(_epoch(epochs[-1]))
+        except (WeightsError, KeyError, IndexError, TypeError, ValueError):
+            return -1.0
 
     def _accuracy(self, epoch: Epoch) -> float:
         result = epoch.average if self.training.test_average and epoch.average else epoch.test
@@ -259,21 +286,23 @@ class Keeper:
         average = self.training.average is not None
         self.log.write([row_of(epoch, watched=self.watched, average=average) for epoch in self.training.epochs])
 
-    def _try_to_save(self, path: Path, best: bool = False) -> None:
+    def _try_to_save(self, path: Path, best: bool = False) -> bool:
+        """Whether it is there; if not, a warning has said why."""
         try:
             self._save(path, best)
         except WeightsError as error:
-            older = find_checkpoints(path.parent)
+            older = self._own()
             kept = f"; the last one, {older[0]}, is whole" if older else ""
             warn(f"{error}{kept}; training goes on and will try again")
+            return False
+        return True
 
     def _save(self, path: Path, best: bool = False) -> None:
         about = self.about
         if best and not self.training.test_average:  # it is the best by its weights as trained
             about = about | {"average_count": 0.0, "weights": "as trained"}
         save_checkpoint(path, self.training, about, self.run)
-        # Later ones are of a run from which this one went back.
-        for old in [old for old in find_checkpoints(path.parent) if _step(old) <= self.training.step][self.keep :]:
+        for old in self._own()[self.keep :]:
             old.unlink(missing_ok=True)
 
 

@@ -43,10 +43,10 @@ class Recipe:
     batch_size: int = _option(128, "pictures in a step; an incomplete last batch is left out", 1)
     lr: float = _option(0.1, "learning rate: the schedule's highest")
     optimizer: str = _option("sgd", "what a gradient does to its parameter", choices=OPTIMIZERS)
-    momentum: float = _option(0.9, "sgd, rmsprop, muon: share of the last update that is kept", most=0.9999)
+    momentum: float = _option(0.9, "sgd, rmsprop, muon: share of the last update kept; one_cycle moves it", most=0.9999)
     nesterov: bool = _option(True, "sgd: look ahead along the momentum")
     rms_decay: float = _option(0.9, "rmsprop: decay of the mean square", most=1)
-    beta1: float = _option(0.9, "adamw: decay of the mean", most=0.9999)
+    beta1: float = _option(0.9, "adamw: decay of the mean; one_cycle moves it", most=0.9999)
     beta2: float = _option(0.999, "adamw: decay of the mean square", most=0.999999)
     eps: float = _option(1e-8, "rmsprop, adamw: added to the root")
     weight_decay: float = _option(5e-4, "pull of the weights towards zero")
@@ -97,6 +97,12 @@ class Recipe:
                     raise MinigradError(f"{option.name} must be {limits}, got {x!r}")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise MinigradError("nesterov needs a momentum above 0: set one, or leave it out (--no-nesterov)")
+        moved, still = ("beta1", ()) if self.optimizer == "adamw" else ("momentum", (0,))
+        if self.schedule == "one_cycle" and getattr(self, moved) not in (getattr(Recipe, moved), *still):
+            raise MinigradError(
+                f"one_cycle moves {moved} from momentum_high to momentum_low and back: set these in its place, or "
+                f"another schedule, got {moved} {getattr(self, moved):g}"
+            )
         if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):
             raise MinigradError(f"resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
         if list(self.step_at) != sorted(self.step_at):

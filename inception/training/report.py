@@ -427,6 +427,7 @@ def _title(axes: Any, title: str, about: str) -> None:
 
 
 def _short(name: str, length: int) -> str:
+    name = name.encode("utf-8", "replace").decode()  # of a folder whose name is in another encoding
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from inception.training.checkpoint import Checkpoint, CheckpointError, Keeper, r
 from inception.training.log import Row, as_json, row_of
 from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate, predictions, warn
 from inception.training.recipes import RECIPES, Recipe
-from inception.weights import check_place, save_weights
+from inception.weights import check_place, check_suffix, save_weights
 from minigrad import Tensor, backend, num_threads, ops
 from minigrad.errors import MinigradError, NonFiniteError, no_such
 from minigrad.nn import Module
@@ -181,7 +183,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
 
     def say(text: str) -> None:
         if not quiet:
-            print(text)
+            tell(text)
 
     training_set, test_set = open_data(options.data, size=options.size, quiet=quiet)
     watched_set = test_set
@@ -213,11 +215,17 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         "command": options.command(),
         "weights": f"average over the training, decay {recipe.ema} a step" if averaged else "as trained",
     }
-    data = {"name": training_set.name, "pictures": len(training_set), "mean": mean.tolist(), "std": std.tolist()}
+    data = fingerprint(training_set, mean, std)
     if checkpoint is not None:
-        if (theirs := checkpoint.state["run"].get("data")) != data:
-            raise CheckpointError(f"{checkpoint.path}: trained on other pictures than --data {options.data}: {theirs}")
+        theirs = checkpoint.state["run"].get("data")
+        known = theirs if isinstance(theirs, dict) else {"mean": None}  # those of older versions say less
+        if others := [name for name in data if known.get(name, data[name]) != data[name]]:
+            raise CheckpointError(
+                f"{checkpoint.path}: trained on other pictures than --data {options.data}: not the same "
+                f"{', '.join(others)}"
+            )
         restore(checkpoint, training)
+    check_suffix(options.weights_file)
     check_place(options.weights_file)
     keeper = Keeper(training, about, {"options": options.to_json(), "data": data}, options.out, watched=watched,
                     save_every=options.save_every, keep=options.keep, tensorboard=options.tensorboard,
@@ -244,7 +252,7 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
                 for alarm in [*alarms, *watchdog.look_at_layers(model, training.some_pictures())]:
                     warn(alarm)
             if options.json:
-                print(as_json(row_of(epoch, watched=watched, average=averaged)), flush=True)
+                tell(as_json(row_of(epoch, watched=watched, average=averaged)))
             keeper.after_epoch()
 
         with _signals_stop(training):
@@ -271,8 +279,32 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
     say(f"test accuracy {result.accuracy:.2%}{kind}, loss {result.loss:.4f}; weights in {options.weights_file}")
     if options.json:
         done = {"epochs": recipe.epochs, "step": training.step, "weights": str(options.weights_file)}
-        print(as_json({"test_loss": result.loss, "test_accuracy": result.accuracy, **done}), flush=True)
+        tell(as_json({"test_loss": result.loss, "test_accuracy": result.accuracy, **done}))
     return result
+
+
+def tell(text: str) -> None:
+    """Print a line. If whoever read them has gone, as `| head` does, this and all others are lost, not the training."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fingerprint(training_set: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
+    """What a resumed run must find again, wherever its data have gone meanwhile, as plain JSON values."""
+    found = {
+        "number": len(training_set),
+        "classes": list(training_set.classes),
+        "labels": hashlib.sha256(training_set.labels.astype("<i8").tobytes()).hexdigest(),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+    sources = getattr(training_set.images, "sources", None)
+    if sources is not None and sources.dtype == object:  # paths
+        names = "\n".join(os.path.basename(path) for path in sources)
+        found["file names"] = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    return found
 
 
 def _training_loader(training_set: Dataset, options: Run, mean: np.ndarray, std: np.ndarray) -> Loader:

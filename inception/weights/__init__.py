@@ -44,11 +44,13 @@ _NEEDED = ("model", "options", "classes", "mean", "std", "size")
 def save_weights(path: Path, model: Module, about: dict[str, Any]) -> None:
     """Write the model's state to `path`: a new file takes the old one's place at once, or nothing changes.
 
-    path    .safetensors and .pth are written as such, anything else as .npz. A .pth has the names of the project
-            whose network it is (see names.PROJECTS), if there is one, so that its own code loads it
+    path    .safetensors and .pth are written as such, anything else as .npz, unless the name says otherwise
+            (`check_suffix`). A .pth has the names of the project whose network it is (see names.PROJECTS), if there is
+            one, so that its own code loads it
     about   what `load_model` and `predict` need: model, options (of create_model), classes, mean, std, size;
             and whatever else is worth knowing, as plain JSON values
     """
+    check_suffix(path)
     state = model.state_dict()
     if path.suffix == ".safetensors":
         write_safetensors(path, state, {ABOUT: json.dumps({"format": FORMAT, **about})})
@@ -57,6 +59,12 @@ def save_weights(path: Path, model: Module, about: dict[str, Any]) -> None:
         write_pytorch(path, {theirs[name]: array for name, array in state.items()}, {"format": FORMAT, **about})
     else:
         write_npz(path, state, about)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise WeightsError where the name of a file to be written promises a kind that `save_weights` does not write."""
+    if path.suffix in (".pt", ".ckpt", ".onnx"):
+        raise WeightsError(f"{path}: weights are written as .npz, .safetensors or .pth, not as {path.suffix}")
 
 
 def load_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -105,10 +113,19 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
             raise WeightsError(f"its description lacks {', '.join(lacking)}")
         model = create_model(about["model"], **about["options"])
         model.load_state_dict(names.inward(model, arrays))
+        check_classes(about["classes"], model.fc1.weight.shape[0])
     except (MinigradError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: {error}") from None
     model.eval()
     return model, about
+
+
+def check_classes(given: Any, count: int) -> None:
+    """Raise WeightsError unless these are the names of so many classes."""
+    if isinstance(given, list) and len(given) == count and all(isinstance(name, str) for name in given):
+        return
+    got = f"a list of {len(given)}" if isinstance(given, list) else type(given).__name__
+    raise WeightsError(f"classes must be the {count} names of the outputs, in order, got {got}")
 
 
 def shipped(name: str | None = None) -> Path:
@@ -116,7 +133,7 @@ def shipped(name: str | None = None) -> Path:
 
     Raises WeightsError that says what there is.
     """
-    found = {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
+    found = _shipped_files()
     if not found:
         raise WeightsError(
             "no trained model is shipped with this version: train one (python -m inception train --data cifar10), and "
@@ -127,6 +144,15 @@ def shipped(name: str | None = None) -> Path:
     if name not in found:
         raise WeightsError(no_such("file and no shipped model", name, found))
     return found[name]
+
+
+def is_shipped(name: str | Path) -> bool:
+    """Whether a trained model of this name comes with the package, and no file here has that name."""
+    return str(name) in _shipped_files() and not Path(name).exists()
+
+
+def _shipped_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
 
 
 def is_address(place: str | Path) -> bool:
@@ -156,9 +182,12 @@ __all__ = [
     "FORMAT",
     "WeightsError",
     "as_text",
+    "check_classes",
     "check_place",
+    "check_suffix",
     "find_weights",
     "is_address",
+    "is_shipped",
     "load_model",
     "load_weights",
     "read_arrays",

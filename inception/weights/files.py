@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,8 @@ def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except OSError as error:
         raise WeightsError(f"{path} could not be written ({error.strerror or error})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_directory(directory: Path) -> None:

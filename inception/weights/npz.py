@@ -43,7 +43,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             check_plain(path, archive.zip)
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+            if alien := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise WeightsError(f"{path}: {alien[0]!r} in it is no array")
+            return arrays
     except WeightsError:
         raise
     except FileNotFoundError:
@@ -74,11 +77,16 @@ def take_description(path: Path, arrays: dict[str, np.ndarray], name: str, newes
         version = description["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise WeightsError(f"{path}: its description {name!r} is damaged") from None
+    check_format(path, version, newest)
+    return description
+
+
+def check_format(path: Path, version: Any, newest: int) -> None:
+    """Raise WeightsError for a file of a version that is not known here."""
     if version != newest:
         raise WeightsError(
             f"{path}: written in format {version}, this version reads format {newest}: update inception-minigrad"
         )
-    return description
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from inception.weights.files import WeightsError, replace_file
-from inception.weights.npz import check_plain
+from inception.weights.npz import FORMAT, check_format, check_plain
 from inception.weights.safetensors import widened
 
 _DTYPES = {
@@ -108,6 +108,8 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarra
     about = json.loads(archive.read(f"{root}{_ABOUT}")) if f"{root}{_ABOUT}" in archive.namelist() else {}
     if not isinstance(about, dict):
         raise Refused(f"its {_ABOUT} is no description")
+    if about:
+        check_format(path, about.get("format"), FORMAT)
     return _arrays(tensors, lambda storage: archive.read(f"{root}data/{storage.key}")), about
 
 

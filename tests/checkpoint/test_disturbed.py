@@ -206,6 +206,23 @@ def test_looking_for_dead_layers_changes_no_bit(whole: Path, tmp_path: Path) -> 
     assert_same(tmp_path / "run", outcome(whole))
 
 
+# ---- A reader who has gone ----
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["sentences", "json"])
+def test_nobody_reads_on(whole: Path, tmp_path: Path, form: list[str]) -> None:
+    """As `| head -1` does it: the lines are lost, not the training."""
+    child = start("train", "--out", tmp_path / "run", *OPTIONS, *form)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    with child.stdout:
+        child.stdout.readline()
+    with child.stderr:
+        said = child.stderr.read()
+    assert (child.wait(), "Traceback" in said) == (0, False)
+    assert_same(tmp_path / "run", outcome(whole))
+
+
 # ---- A disk that fails ----
 
 

@@ -19,11 +19,13 @@ import tiny_run
 from tiny_run import RECIPE, STEPS, assert_same, go_on, options, outcome
 
 from inception.__main__ import main
-from inception.data import Loader, mean_and_std
+from inception.data import Loader, Preprocessing, mean_and_std
+from inception.data.pictures import Pictures
 from inception.training import Recipe, Run, Stopped, Training, open_checkpoint, resumed, run
 from inception.training.checkpoint import BEST, CheckpointError, find_checkpoints, restore, save_checkpoint
-from inception.weights import CHECKPOINT, load_weights, read_arrays
+from inception.weights import CHECKPOINT, WeightsError, load_weights, read_arrays
 from minigrad import set_backend, set_num_threads
+from minigrad.errors import MinigradError
 
 run_module = importlib.import_module("inception.training.run")
 checkpoint_module = importlib.import_module("inception.training.checkpoint")
@@ -255,6 +257,60 @@ def test_two_processes_do_not_train_in_one_directory(whole: Path, tmp_path: Path
     go_on(tmp_path / "run")
 
 
+def test_a_run_that_does_not_begin_holds_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("inception.training.log.import_module", lambda name: importlib.import_module(f"no_{name}"))
+        with pytest.raises(MinigradError, match="--tensorboard needs a package"):
+            run(options(tmp_path / "run", tensorboard=True))
+    run(options(tmp_path / "run"))
+
+
+def test_what_a_killed_process_left_behind_is_removed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    for name in (".best.npz.123", ".checkpoint-00000004.npz.5", ".weights.npz.77", ".log.jsonl.8", ".curves.png.9"):
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / ".mine").touch()
+    go_on(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [".mine"]
+
+
+def test_whoever_went_back_is_not_sent_to_what_is_damaged(whole: Path, tmp_path: Path, stop_after: Any) -> None:
+    """The newest file may be of a run from which this one went back, and broken: then a directory does not do."""
+    shutil.copytree(whole, tmp_path / "run")
+    newest, older = find_checkpoints(tmp_path / "run")
+    newest.write_bytes(b"half")
+    stop_after(older_step := int(older.stem[-8:]) + 1)
+    with pytest.raises(Stopped) as stopped:
+        go_on(older)
+    place = tmp_path / "run" / f"checkpoint-{older_step:08d}.npz"
+    assert str(stopped.value).endswith(
+        f"saved up to step {older_step}: go on with python -m inception train --resume {place}"
+    )
+
+
+def test_the_best_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later epoch that is better than the file, if worse than what could not be written, replaces it."""
+    accuracies, plain, tries = (0.3, 0.9, 0.8, 0.5), checkpoint_module.save_checkpoint, []
+
+    def save(path: Path, *rest: Any) -> None:
+        if path.name == BEST:
+            tries.append(path)
+            if len(tries) == 2:
+                raise WeightsError(f"{path} could not be written")
+        plain(path, *rest)
+
+    monkeypatch.setattr(checkpoint_module, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint_module.Keeper, "_accuracy", lambda _, epoch: accuracies[epoch.number - 1])
+    run(options(tmp_path / "run"))
+    assert open_checkpoint(tmp_path / "run" / BEST).state["step"] == 3 * STEPS
+
+
+def test_weights_that_could_not_be_read_again_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"m\.pt: weights are written as"):
+        run(options(tmp_path / "run", weights=tmp_path / "m.pt"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_a_directory_nothing_but_the_weights_is_written(tmp_path: Path) -> None:
     run(Run(recipe=Recipe(epochs=1, batch_size=8), weights=tmp_path / "w.npz", quiet=True))
     assert os.listdir(tmp_path) == ["w.npz"]
@@ -286,8 +342,41 @@ def test_other_pictures_are_refused(whole: Path, monkeypatch: pytest.MonkeyPatch
     first, second = tiny_run.make_data("")
     darker = dataclasses.replace(first, images=first.images // 2)
     monkeypatch.setattr(run_module, "open_data", lambda *_, **__: (darker, second))
-    with pytest.raises(CheckpointError, match="trained on other pictures"):
+    with pytest.raises(CheckpointError, match="trained on other pictures than --data .*: not the same mean, std"):
         go_on(whole)
+
+
+def test_the_same_pictures_called_otherwise_are_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tiny_run.make_data("")
+    turned = dataclasses.replace(first, labels=first.labels[::-1], classes=first.classes[::-1])
+    monkeypatch.setattr(run_module, "open_data", lambda *_, **__: (turned, second))
+    with pytest.raises(CheckpointError, match=r": not the same classes, labels$"):
+        go_on(whole)
+
+
+def test_the_same_pictures_in_another_place_are_taken(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Any
+) -> None:
+    stop_after(9)
+    with pytest.raises(Stopped):
+        run(options(tmp_path / "run"))
+    stop_after(0)
+    first, second = tiny_run.make_data("")
+    moved = dataclasses.replace(first, name="elsewhere")
+    monkeypatch.setattr(run_module, "open_data", lambda *_, **__: (moved, second))
+    go_on(tmp_path / "run", data="elsewhere")
+    assert read_arrays(tmp_path / "run" / "weights.npz").keys() == read_arrays(whole / "weights.npz").keys()
+
+
+def test_files_are_known_by_their_names_in_order() -> None:
+    images = np.array(["here/train/a/1.png", "here/train/b/2.png"], object)
+    first = tiny_run.make_data("")[0]
+    prints = []
+    for files in (images, np.array(["there/train/a/1.png", "there/train/b/2.png"], object), images[::-1]):
+        pictures = dataclasses.replace(first, images=Pictures(files, Preprocessing((4, 4))), labels=np.array([0, 1]))
+        prints.append(run_module.fingerprint(pictures, np.zeros(3), np.ones(3)))
+    assert prints[0] == prints[1]
+    assert prints[0] != prints[2]
 
 
 def test_the_command_of_a_run_repeats_it(whole: Path, tmp_path: Path) -> None:
