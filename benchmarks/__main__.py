@@ -17,9 +17,9 @@
         memory_check   the tests of all kernels under NVIDIA's compute-sanitizer: accesses outside of arrays, races,
                        reads of what was never written
 
-Every network runs in a process of its own, ours and the peers' in turn, in `compare` on the CPU call by call, with the
-same number of threads. A ratio is our time over the peer's, the median over the rounds: below 1 we are faster. Use a
-machine that does nothing else.
+On the CPU every network runs in a process of its own, ours and the peers' in turn, in `compare` call by call, with the
+same number of threads; on a GPU ours share a process, and PyTorch's another. A ratio is our time over the peer's, the
+median over the rounds: below 1 we are faster. Use a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def main() -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; compare if left out; on a GPU those above"
-    )
+        "parts", nargs="*", metavar="PART",
+        help=f"{', '.join(PARTS)}; compare if left out, with --report all; on a GPU those above",
+    )  # fmt: skip
     parser.add_argument("--backend", choices=BACKENDS, default="numpy", help="cupy: on an NVIDIA GPU")
     parser.add_argument("--device", type=number, metavar="N", help="which GPU, from 0: 0 if left out")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the GPU's products: both if left out")
     parser.add_argument("--no-tests", action="store_true", help="of --backend cupy: without tests and memory_check")
-    parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="may be repeated")
+    parser.add_argument("--workload", choices=[*WORKLOADS], action="append",
+        help="what to measure, may be repeated (default: small and googlenet)")  # fmt: skip
     parser.add_argument(
         "--models", nargs="+", choices=list_models(), metavar="MODEL", help="of family: all if left out"
     )
@@ -112,9 +114,11 @@ def main() -> int:
         parser.error(no_such("part on a GPU" if on_gpu else "part", unknown[0], known))
     comparable = [*GPU_PEERS] if on_gpu else [who for who in PEERS if who != "torch_compile" or args.compile]
     if unknown := [who for who in args.who or () if who not in comparable]:
+        if unknown[0] == "torch_compile" and not on_gpu:
+            parser.error("--who torch_compile needs --compile, since compiling takes minutes")
         parser.error(no_such("network to compare", unknown[0], comparable))
-    if on_gpu and args.python != sys.executable:
-        parser.error("--python is for --backend numpy")
+    if on_gpu and (args.python != sys.executable or args.compile or args.default_malloc or args.models):
+        parser.error("--python, --compile, --default-malloc and --models are for --backend numpy")
     if not on_gpu and (args.device is not None or args.precision or args.no_tests):
         parser.error("--device, --precision and --no-tests are for --backend cupy")
     parts = args.parts or (known if args.report else ("compare",))

@@ -76,13 +76,11 @@ def measure_gpu_parts(
     """
     torch = torch_here()
     precisions = [args.precision] if args.precision else list(PRECISIONS)
-    recorded = importlib.util.find_spec("inception.training.graph") is not None
     whos = [
         who
         for who in GPU_PEERS
         for form in [Form.of(who)]
         if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
-        and (not form.graph or recorded or not form.ours)
         and (form.ours or torch.get("gpu"))
     ]
     if not torch.get("gpu"):

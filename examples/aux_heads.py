@@ -17,11 +17,12 @@ import numpy as np
 from subject import told
 
 from inception.data import load_shapes, mean_and_std, normalise
-from inception.models import create_model
+from inception.models import create_model, form_of, list_models
 from inception.training import to_tensor
 from inception.training.report import drawing
 from minigrad import ops
 from minigrad.backend import to_host
+from minigrad.errors import MinigradError
 from minigrad.random import Key
 from minigrad.watch import Event, columns, each_op
 
@@ -54,6 +55,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pictures (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/aux_heads"), help="folder of the drawing (%(default)s)")
     options = parser.parse_args()
+    if options.model in list_models() and not form_of(options.model).heads:
+        having = ", ".join(name for name in list_models() if form_of(name).heads)
+        raise MinigradError(f"{options.model} has no auxiliary heads: take {having}")
     model: Any = create_model(options.model, num_classes=10, aux_logits=True, width=options.width)
     shapes, _ = load_shapes(options.batch, 0)
     size = model.form.size.native
@@ -69,8 +73,9 @@ def main() -> None:
     path = options.out / f"{options.model}.png"
     with drawing(path, 9, 4.5) as figure:
         axes = figure.subplots()
+        with_ = f"with auxiliary heads ({len(model.form.heads)}), 0.3 each"
         axes.semilogy(list(without.values()), marker="o", color="#767676", label="classifier alone")
-        axes.semilogy(list(with_heads.values()), marker="o", color="#D55E00", label="and two heads, 0.3 each")
+        axes.semilogy(list(with_heads.values()), marker="o", color="#D55E00", label=with_)
         for head in model.form.heads:
             axes.axvline(list(without).index(head), color="#D55E00", linestyle=":", linewidth=1)
         axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))

@@ -9,7 +9,6 @@ pixel keeps its place; the gradient is smoothed and brought to one length; and t
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,11 +74,11 @@ def dream(look: Subject, layer: str, options: Any) -> tuple[list[int], np.ndarra
 
 
 def main() -> None:
-    words = parser(__doc__, "deepdream")
+    words = parser(__doc__, "deepdream", "only to say how good the model is")
     words.add_argument("--layer", help="a row of the network's table, or `classes` (default: two rows and these)")
     words.add_argument("--size", type=int, default=64, help="pixels a side at the end (%(default)s)")
     words.add_argument("--steps", type=int, default=12, help="in each of three octaves (%(default)s)")
-    words.set_defaults(weights=Path("googlenet_small"), data=None)  # it has seen more to dream of; noise is enough
+    words.set_defaults(weights="googlenet_small", data=None)  # it has seen more to dream of; noise is enough
     options = words.parse_args()
     look = subject(options)
     names = [*(step.name for step in look.model.form.steps), "classes"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What has the network learnt to see? The filters of its first layer, and the pictures that excite a channel most.
 
-filters.png: the filters that training has changed most, before it and after, and what they make of a picture.
+filters.png: the filters that differ most from fresh ones, those and the trained, and what they make of a picture.
 LAYER.png: of some channels of a row of the network's table (--layer, its last by default) the pictures that excite
 them most: by the largest value of the channel over the picture's pixels, after the ReLU. The frame is where that was.
 """
@@ -38,7 +38,7 @@ def draw_filters(look: Subject, path: Path) -> None:
         left, right = figure.subfigures(1, 2, width_ratios=(1, 10))
         left.subplots().imshow(look.dataset.images[0])
         left.axes[0].set_title("a picture", size=9)
-        kinds = zip(("fresh, as training begins", "trained"), (fresh, trained), even, strict=True)
+        kinds = zip(("fresh (seed 0)", "trained"), (fresh, trained), even, strict=True)
         for part, (name, filters, share) in zip(right.subfigures(2, 1), kinds, strict=True):
             part.suptitle(f"{name}: filters (grey is 0), and what each makes of the picture; "
                           f"of an even surface {share:.0%} passes", size=10)  # fmt: skip
@@ -62,6 +62,9 @@ def main() -> None:
     words.add_argument("--channels", type=int, default=6, help="at most, each for another class (%(default)s)")
     words.add_argument("--pictures", type=int, default=500, help="to search (%(default)s)")
     options = words.parse_args()
+    for name, value in (("--channels", options.channels), ("--pictures", options.pictures)):
+        if value < 1:
+            raise MinigradError(f"{name} must be at least 1, got {value}")
     look = subject(options)
     data, names = look.dataset, [step.name for step in look.model.form.steps]
     layer = options.layer or names[-1]
@@ -78,24 +81,25 @@ def main() -> None:
         best.append(flat.max(2)), places.append(flat.argmax(2))
     grid = maps[layer].shape[2:]
     value, place = np.concatenate(best), np.concatenate(places)  # (pictures, channels)
-    tops = np.argsort(-value, axis=0)[:8]  # (8, channels): the pictures that excite each most
+    tops = np.argsort(-value, axis=0)[:8]  # (8, or all there are, channels): the pictures that excite each most
     chosen: dict[int, int] = {}  # a channel for each class that is the commonest among some channel's eight
     for k in np.argsort(-value.std(0) / (value.mean(0) + 1e-6)):
         chosen.setdefault(int(np.bincount(data.labels[tops[:, k]]).argmax()), k)
     channels, path = list(chosen.items())[: options.channels], options.out / f"{layer}.png"
     cell = np.array(data.images.shape[2:0:-1]) / grid[::-1]  # pixels of the picture, (x, y)
     with drawing(path, 9, 0.5 + 1.05 * len(channels)) as figure:
-        figure.suptitle(f"{layer}: the 8 of {n} pictures that excite a channel most, and where (yellow)", size=10)
+        figure.suptitle(f"{layer}: the {len(tops)} of {n} pictures that excite a channel most (yellow: where)", size=10)
         for (common, k), row in zip(channels, figure.subplots(len(channels), 9, squeeze=False), strict=True):
             for axes in row:
                 axes.set_axis_off()
-            text = f"channel {k}\n{(data.labels[tops[:, k]] == common).sum()} of the 8 are\n{data.classes[common]}"
+            own = (data.labels[tops[:, k]] == common).sum()
+            text = f"channel {k}\n{own} of the {len(tops)} are\n{data.classes[common]}"
             row[0].text(1, 0.5, text, size=8, va="center", ha="right", transform=row[0].transAxes)
             for axes, picture in zip(row[1:], tops[:, k], strict=False):
                 axes.imshow(data.images[picture])
                 y, x = np.unravel_index(place[picture, k], grid)
                 axes.plot(*((FRAME + (x, y)) * cell - 0.5).T, color="#ffe100", linewidth=1.5)
-    print(f"{layer}: the 8 of {n} pictures that excite each of {len(channels)} channels most; drawn: {path}")
+    print(f"{layer}: the {len(tops)} of {n} pictures that excite each of {len(channels)} channels most; drawn: {path}")
 
 
 if __name__ == "__main__":

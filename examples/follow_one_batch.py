@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from subject import told
+from subject import check_classes, told
 
 from inception.data import load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model, list_models
@@ -350,17 +350,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.batch < 2:
         raise MinigradError(f"--batch must be at least 2, got {options.batch}: batch norm needs several values")
-    given = options.weights
-    model: Any = load_model(find_weights(given))[0] if given else create_model(options.model, num_classes=10)
+    model: Any
+    if options.weights:
+        model, about = load_model(find_weights(options.weights))
+    else:
+        model, about = create_model(options.model, num_classes=10), None
     size = model.form.size.native
     train = load_shapes(options.batch, 0)[0] if options.data == "shapes" else open_data(options.data, size=size)[0]
-    if not options.weights and len(train.classes) != 10:
+    if about:
+        check_classes(options, about, train)
+    elif len(train.classes) != 10:
         model = create_model(options.model, num_classes=len(train.classes))
     images, labels = train.images[: options.batch], train.labels[: options.batch]
     h, w = images.shape[1:3]
     if (h, w) != (size, size):
         images = images[:, np.arange(size) * h // size][:, :, np.arange(size) * w // size]
-    mean, std = mean_and_std(train)
+    mean, std = (np.array(about["mean"]), np.array(about["std"])) if about else mean_and_std(train)
     x = to_tensor(normalise(images, mean, std))
     x.requires_grad = True
     path = options.out / f"{options.stop}.png"

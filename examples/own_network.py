@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from subject import near_chance, told
 
-from inception.data import DataError, Loader, Preprocessing, find_pictures, load_shapes, mean_and_std, open_data
+from inception.data import DataError, Loader, load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model, register
 from inception.models.blocks import conv, max_pool
 from inception.models.googlenet import POOL, Row, rows
@@ -60,15 +60,15 @@ def draw(folder: Path, pictures: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of pictures (default: shapes are drawn into one)")
+    parser.add_argument("--data", help="a folder of pictures, or as for training (default: shapes are drawn into one)")
     parser.add_argument("--pictures", type=int, default=3000, help="to draw for training, without --data (%(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="passes over them (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/own_network/mine.npz"), help="weights (%(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.data or Path(temporary)
+        folder = options.data or temporary
         if options.data is None:
-            draw(folder, options.pictures)
+            draw(Path(folder), options.pictures)
             print(f"{options.pictures:,} pictures drawn")
         train_set, test_set = open_data(folder, size=64)
         mean, std = mean_and_std(train_set)
@@ -87,10 +87,11 @@ def main() -> None:
         accuracy = evaluate(loaded, Loader(test_set, 100, mean=mean, std=std), quiet=True).accuracy
         print(f"saved as {options.out}, loaded again: {accuracy:.1%} of {len(test_set)} test pictures recognised"
               + near_chance(accuracy, len(train_set.classes), len(test_set)))  # fmt: skip
-        for picture in [next(iter(find_pictures([path]))) for path in sorted((folder / "test").iterdir())]:
+        for row in np.linspace(0, len(test_set) - 1, 5).astype(int):  # as one would ask it about any picture
             with no_grad():
-                logits = loaded(to_tensor(Preprocessing.of(about).read(picture))).data
-            print(f"  {picture.relative_to(folder)}: {about['classes'][int(np.argmax(logits))]}")
+                logits = loaded(to_tensor(normalise(test_set.images[row][None], mean, std))).data
+            said, right = (about["classes"][k] for k in (int(np.argmax(logits)), test_set.labels[row]))
+            print(f"  test picture {row}, {right}: {said}")
 
 
 if __name__ == "__main__":

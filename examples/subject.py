@@ -47,12 +47,12 @@ class Subject(NamedTuple):
         return np.clip(x.transpose(1, 2, 0) * self.std + self.mean, 0, 1)
 
 
-def parser(description: str | None, out: str) -> argparse.ArgumentParser:
-    """The options that all examples have. `description` is the script's docstring."""
+def parser(description: str | None, out: str, data: str = "what to look at") -> argparse.ArgumentParser:
+    """The options that these examples have. `description` is the script's docstring, `data` what --data is for."""
     words = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--weights", default="googlenet_small_shapes",
                        help="a trained model: a file, or the name of one that is shipped (%(default)s)")  # fmt: skip
-    words.add_argument("--data", default="shapes", help="what to look at: see `python -m inception train --help`")
+    words.add_argument("--data", default="shapes", help=f"{data}: see `python -m inception train --help`")
     words.add_argument("--out", type=Path, default=Path("runs") / out, help="folder for the drawings (%(default)s)")
     return words
 
@@ -70,16 +70,21 @@ def subject(options: argparse.Namespace) -> Subject:
         return Subject(model, about, None, mean, std)
     pictures = load_shapes(0, JUDGED)[1] if options.data == "shapes" else open_data(options.data)[1]
     pictures = prepared.dataset(pictures)
-    if list(pictures.classes) != about["classes"]:
-        theirs, ours = (", ".join(names[:3]) for names in (about["classes"], pictures.classes))
-        raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "
-                            "give --data with pictures of its classes")  # fmt: skip
+    check_classes(options, about, pictures)
     rows = np.linspace(0, len(pictures) - 1, min(JUDGED, len(pictures))).astype(int)  # of all classes, if sorted by it
     judged = dataclasses.replace(pictures, images=pictures.images[rows], labels=pictures.labels[rows])
     accuracy = evaluate(model, Loader(judged, 100, mean=mean, std=std), quiet=True).accuracy
     print(f"{options.weights}: {about['model']}, {accuracy:.1%} of {len(judged)} pictures of {pictures.name} recognised"
           + near_chance(accuracy, len(about["classes"]), len(judged)))  # fmt: skip
     return Subject(model, about, pictures, mean, std)
+
+
+def check_classes(options: argparse.Namespace, about: dict[str, Any], pictures: Any) -> None:
+    """MinigradError where --data has other classes than --weights tell apart."""
+    if list(pictures.classes) != about["classes"]:
+        theirs, ours = (", ".join(names[:3]) for names in (about["classes"], pictures.classes))
+        raise MinigradError(f"{options.weights} tells {theirs}, … apart, and --data {options.data} has {ours}, …: "
+                            "give --data with pictures of its classes")  # fmt: skip
 
 
 def near_chance(accuracy: float, classes: int, pictures: int) -> str:

@@ -183,10 +183,14 @@ def test_compare_takes_those_that_are_wanted(run: Run, monkeypatch: pytest.Monke
         (["--batch", "x"], "'x' is not a whole number of at least 1"),
         (["--device", "first"], "'first' is not the number of a GPU: 0, 1, …"),
         (["--precision", "tf32"], "--device, --precision and --no-tests are for --backend cupy"),
-        (["--python", "python3.13t", "--backend", "cupy"], "--python is for --backend numpy"),
+        (
+            ["--python", "python3.13t", "--backend", "cupy"],
+            "--python, --compile, --default-malloc and --models are",
+        ),
+        (["--compile", "--backend", "cupy"], "--python, --compile, --default-malloc and --models are"),
         (["--device", "0"], "--device, --precision and --no-tests are for --backend cupy"),
         (["--who", "ours_tf32"], "there is no network to compare 'ours_tf32': choose from ours, torch, torch_channels"),
-        (["--who", "torch_compile"], "there is no network to compare 'torch_compile': choose from ours, torch, "),
+        (["--who", "torch_compile"], "--who torch_compile needs --compile, since compiling"),
         (
             ["growth", "--backend", "cupy"],
             "there is no part on a GPU 'growth': choose from environment, ceilings, compare, profile, tests, "

@@ -190,11 +190,35 @@ def test_data_of_other_classes_gets_a_sentence(example: Example) -> None:
     assert "googlenet_small tells airplane, automobile, bird, … apart, and --data shapes has striped disc" in said
 
 
+def test_weights_meet_pictures_of_their_classes_alone(example: Example) -> None:
+    said = example("follow_one_batch", "--weights", "googlenet_small", code=1)
+    assert "googlenet_small tells airplane, automobile, bird, … apart, and --data shapes has striped disc" in said
+
+
+def test_pictures_are_prepared_as_the_weights_say(example: Example) -> None:
+    """By the mean of all that the network was trained on; less their own, the pictures of a batch would have none."""
+    own = example("follow_one_batch", "--batch", 4)
+    assert re.search(r"normalised .*, mean -?0\.000, std 1\.000$", own, re.MULTILINE)
+    trained = example("follow_one_batch", "--weights", "googlenet_small_shapes", "--batch", 4)
+    assert re.search(r"normalised .*, mean -?0\.(?!000)\d+, std", trained, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", ["--pictures", "--channels"])
+def test_none_at_all_gets_a_sentence(example: Example, option: str) -> None:
+    assert f"error: {option} must be at least 1, got 0" in example("features", option, 0, code=1)
+
+
+def test_a_network_without_heads_gets_a_sentence(example: Example) -> None:
+    said = example("aux_heads", "--model", "inception_v2", code=1)
+    assert "error: inception_v2 has no auxiliary heads: take googlenet, googlenet_paper" in said
+
+
 def test_a_network_of_ones_own_is_trained_saved_and_loaded(example: Example, tmp_path: Path) -> None:
     printed = example("own_network", "--pictures", 64, "--epochs", 1, "--out", tmp_path / "mine.npz")
     assert "classes cross, disc, ring, square, triangle" in printed
     assert "loaded again" in printed
-    assert len(re.findall(r"^  test/\w+/\d+\.png: \w+$", printed, re.MULTILINE)) == 5
+    right = re.findall(r"^  test picture \d+, (\w+): \w+$", printed, re.MULTILINE)
+    assert right == ["cross", "disc", "ring", "square", "triangle"]
     assert load_model(tmp_path / "mine.npz")[1]["model"] == "mine"
 
 
