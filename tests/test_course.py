@@ -1,4 +1,4 @@
-"""The sums of the README's course, done by hand and by the code: im2col both ways, and the order of the walk back."""
+"""What the README shows: the sums of its course, by hand and by the code, its snippets, and its table of a network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from inception import models
+from inception.__main__ import main
 from minigrad import Tensor, ops, tensor
 from minigrad.kernels import numpy_, reference
 from minigrad.layout import Window, filter_matrix, pixels
@@ -130,3 +131,14 @@ def test_the_snippets_of_the_readme_run_as_they_stand() -> None:
             exec(compile(snippet, "README.md", "exec"), {})
     finally:
         models._forms.cache_clear()  # one of them registers a network
+
+
+def test_the_readmes_rows_of_a_summary_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"^    \$ python -m inception (summary .*)\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert found is not None
+    assert main(found[1].split()) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    shown = [line.removeprefix("    ") for line in found[2].splitlines()]
+    assert len(shown) >= 3
+    assert set(shown) - {"…"} <= set(printed)
