@@ -130,5 +130,5 @@ def test_hidden_folders_and_folders_called_like_pictures_are_none(tmp_path: Path
 
 @pytest.mark.parametrize("mean", [["0.5"] * 3, [0.5] * 2, 0.5, [True] * 3, [0.5, float("nan"), 0.5]], ids=str)
 def test_what_is_no_mean(mean: Any) -> None:
-    with pytest.raises(DataError, match="the weights want pictures of mean .*, which must be three numbers"):
+    with pytest.raises(DataError, match=r"the weights want pictures of mean .*, which must be three numbers"):
         Preprocessing.of({"size": [8, 8], "mean": mean, "std": [1, 1, 1]})

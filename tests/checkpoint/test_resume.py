@@ -342,7 +342,7 @@ def test_other_pictures_are_refused(whole: Path, monkeypatch: pytest.MonkeyPatch
     first, second = tiny_run.make_data("")
     darker = dataclasses.replace(first, images=first.images // 2)
     monkeypatch.setattr(run_module, "open_data", lambda *_, **__: (darker, second))
-    with pytest.raises(CheckpointError, match="trained on other pictures than --data .*: not the same mean, std"):
+    with pytest.raises(CheckpointError, match=r"trained on other pictures than --data .*: not the same mean, std"):
         go_on(whole)
 
 
