@@ -48,7 +48,7 @@ def check_probability(p: float) -> None:
         raise MinigradError(f"dropout drops with a probability from 0 to below 1, got {p!r}")
 
 
-def _check_classes(op: str, x: Tensor) -> None:
+def _check_last_axis(op: str, x: Tensor) -> None:
     check_alike(op, x)
     if x.ndim == 0 or x.size == 0:
         raise ShapeError(f"{op} wants (…, K), none of them 0, got {x.shape}")
@@ -59,7 +59,7 @@ def softmax(x: Tensor) -> Tensor:
 
     Its gradient is y · (dy − Σ dy·y). Saves y.
     """
-    _check_classes("softmax", x)
+    _check_last_axis("softmax", x)
     xp = array_module(x.data)
     y = xp.exp(x.data - x.data.max(axis=-1, keepdims=True))
     y /= y.sum(axis=-1, keepdims=True)
@@ -71,7 +71,7 @@ def log_softmax(x: Tensor) -> Tensor:
 
     Its gradient is dy − softmax(x) · Σ dy. Saves y.
     """
-    _check_classes("log_softmax", x)
+    _check_last_axis("log_softmax", x)
     xp = array_module(x.data)
     y = x.data - x.data.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
