@@ -20,7 +20,7 @@ class NoPlots(Exception):
 def check() -> None:
     """Raise NoPlots where nothing can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise NoPlots("--report draws with matplotlib: pip install 'inception-minigrad[plots]'")
+        raise NoPlots("--report draws with matplotlib: pip install matplotlib")
 
 
 def draw(results: Record, folder: Path) -> list[Path]:

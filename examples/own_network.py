@@ -50,7 +50,7 @@ def draw(folder: Path, pictures: int) -> None:
     try:
         from PIL import Image
     except ModuleNotFoundError:
-        raise DataError("pictures need Pillow: pip install 'inception-minigrad[images]'") from None
+        raise DataError("pictures need Pillow: pip install pillow") from None
     for part, data in zip(("train", "test"), load_shapes(pictures, 200), strict=True):
         for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
             path = folder / part / data.classes[label].split()[1] / f"{i}.png"

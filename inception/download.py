@@ -81,8 +81,11 @@ class _Slow(_Failed):
 
 
 def cache_directory() -> Path:
-    """MINIGRAD_DATA, or ~/.cache/inception-minigrad."""
-    return Path(os.environ.get("MINIGRAD_DATA") or "~/.cache/inception-minigrad").expanduser()
+    """MINIGRAD_DATA, or ~/.cache/inception-minigrad. Raises DownloadError if that needs a home, and there is none."""
+    try:
+        return Path(os.environ.get("MINIGRAD_DATA") or "~/.cache/inception-minigrad").expanduser()
+    except RuntimeError:
+        raise DownloadError("there is no home directory: set MINIGRAD_DATA to one where data may be kept") from None
 
 
 def fetch(files: tuple[Published, ...], *, quiet: bool = False) -> Path:

@@ -78,7 +78,7 @@ def _onnx() -> Any:
         import onnx
         import onnx.numpy_helper
     except ModuleNotFoundError:
-        raise ExportError("writing ONNX needs onnx: pip install 'inception-minigrad[onnx]'") from None
+        raise ExportError("writing ONNX needs onnx: pip install onnx") from None
     return onnx
 
 
@@ -94,6 +94,8 @@ class _Tracer:
 
     def see(self, event: Event) -> None:
         module: Any = event.module
+        if event.op == "recompute":  # what it ran has been seen, and made its result
+            return
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             self._groups(event)
             return
@@ -139,7 +141,8 @@ class _Tracer:
         """All that the op read: results of others, or numbers such as the scale of a residual."""
         names = []
         for _, array in event.inputs:
-            if id(array) not in self.values and array.ndim and array.shape[0] == event.outputs[0][1].shape[0]:
+            output = event.outputs[0][1]  # a constant has not its batch: it is a number, or one for each channel
+            if id(array) not in self.values and array.ndim == output.ndim and array.shape[0] == output.shape[0]:
                 raise ExportError(f"{event.op} in {event.place} reads something that no op has written")
             constant = f"{event.place}.constant_{len(self.constants)}"
             names.append(self.values.get(id(array)) or self.constant(constant, array))
@@ -198,10 +201,11 @@ class _Tracer:
     def _avg_pool(self, event: Event) -> str:
         module: Any = event.module
         window = _pool(event)
-        beyond = window["pads"][2:] != window["pads"][:2]
-        if beyond and module.count_padding:
+        starts, ends = window["pads"][:2], window["pads"][2:]
+        counted = module.count_padding and any(starts)  # of what ceil mode adds at the ends nothing counts
+        if counted and starts != ends:
             raise ExportError(f"{event.place}: a mean in ceil mode that counts padding has no counterpart in ONNX")
-        return self.node("AveragePool", [self._input(event)], count_include_pad=int(module.count_padding), **window)
+        return self.node("AveragePool", [self._input(event)], count_include_pad=int(counted), **window)
 
     def _adaptive(self, event: Event) -> str:
         if event.outputs[0][1].shape[2:] != (1, 1):

@@ -187,7 +187,7 @@ def _now(array: Array) -> float:
 def untouched(model: Module) -> Iterator[None]:
     """Put running statistics, gradients, and the modules' own attributes (modes, keys) back after the block."""
     buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
-    attributes = [(module, dict(vars(module))) for _, module in model.named_modules()]
+    attributes = [(module, module.attributes()) for _, module in model.named_modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         yield

@@ -63,6 +63,16 @@ def test_exploding(loss: float, first: float, lowest: float, fires: bool) -> Non
         assert ("first_non_finite" in sentence) == (not math.isfinite(loss))
 
 
+def test_a_loss_that_falls_does_not_explode() -> None:
+    """However far above guessing it began: that is said once, and in other words."""
+    dog = Watchdog(2)
+    (said,) = dog.look(10, {"loss": 4.0})
+    assert said.startswith("loss is 4, far above what guessing gives (ln 2 = 0.6931)")
+    assert dog.look(20, {"loss": 3.0}) == []
+    (said,) = dog.look(30, {"loss": 3.5})
+    assert said.startswith("loss has grown to 3.5 (it started at 4, its lowest was 3)")
+
+
 def test_slow_loader() -> None:
     assert "waited 3.0 s of 10.0 s (30%)" in slow_loader(3, 10)["slow loader"]
     assert slow_loader(2, 10) == {}  # 20 % is the limit

@@ -210,7 +210,7 @@ def test_report_without_matplotlib_fails_before_measuring(
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     code, out, err = run("--report", tmp_path / "new")
     assert (code, out) == (1, "")
-    assert "pip install 'inception-minigrad[plots]'" in err
+    assert "pip install matplotlib" in err
     assert not (tmp_path / "new").exists()
 
 

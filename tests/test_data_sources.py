@@ -515,5 +515,5 @@ def test_no_interpreter_is_started_for_a_picture(monkeypatch: pytest.MonkeyPatch
 def test_folders_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: Any) -> None:
     train, _ = open_data(write_folders(tmp_path, image), size=8)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(DataError, match=r"pip install 'inception-minigrad\[images\]'"):
+    with pytest.raises(DataError, match=r"pip install pillow"):
         train.images[:1]

@@ -399,3 +399,11 @@ def test_what_is_no_address(place: str) -> None:
 def test_an_address_as_a_browser_shows_it() -> None:
     wanted = Published.at("https://example.org/é/ñ%20.pth?x=1&y=ü#sha256=12345678")
     assert wanted.mirrors == ("https://example.org/%C3%A9/%C3%B1%20.pth?x=1&y=%C3%BC",)
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name."""
+    monkeypatch.delenv("MINIGRAD_DATA", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(DownloadError, match="there is no home directory: set MINIGRAD_DATA"):
+        download.cache_directory()

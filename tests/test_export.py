@@ -113,6 +113,7 @@ class Odd(nn.Module):
         nn.MaxPool2d(2, 2, ceil_mode=True),
         nn.AvgPool2d(3, 2, 1, count_padding=False, ceil_mode=True),
         nn.AvgPool2d((3, 2), (2, 1), (1, 0)),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.Conv2d(4, 6, (1, 3), padding=(0, 1), stride=(2, 1), groups=2),
         nn.LocalResponseNorm(3, alpha=0.5, k=2.0),
         nn.BatchNorm2d(4, relu=True),
@@ -143,7 +144,7 @@ class Turned(nn.Module):
         (Turned(), "index in .model. does more than reshape"),
         (Odd(nn.AdaptiveAvgPool2d(2)), r"layers\.0: an adaptive pool"),
         (Odd(nn.LocalResponseNorm(4)), r"layers\.0: ONNX centres"),
-        (Odd(nn.AvgPool2d(2, 2, ceil_mode=True)), r"layers\.0: a mean in ceil mode"),
+        (Odd(nn.AvgPool2d(4, 2, 1, ceil_mode=True)), r"layers\.0: a mean in ceil mode"),
     ],
 )
 def test_what_onnx_has_no_word_for(tmp_path: Path, model: nn.Module, says: str) -> None:
@@ -154,12 +155,35 @@ def test_what_onnx_has_no_word_for(tmp_path: Path, model: nn.Module, says: str) 
 
 def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ExportError, match=r"pip install 'inception-minigrad\[onnx\]'"):
+    with pytest.raises(ExportError, match=r"pip install onnx"):
         export_onnx(tmp_path / "m.onnx", Softly(), (3, 5, 5), {})
 
 
-def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
-    model = create_model("googlenet_small").train()
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_number_for_each_channel(tmp_path: Path, channels: int) -> None:
+    """As many channels as pictures are traced do not make pictures of them."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * Tensor(np.arange(1, channels + 1, dtype=np.float32).reshape(-1, 1, 1))).flatten()
+
+    model = Scaled().eval()
+    export_onnx(tmp_path / "m.onnx", model, (channels, 4, 5), {})
+    agree(tmp_path / "m.onnx", model, (channels, 4, 5), 1e-6)
+
+
+def test_a_model_that_recomputes(tmp_path: Path) -> None:
+    model = settled(create_model("googlenet_small", num_classes=3), (3, 16, 12))
+    model.inception3a.recompute = True
+    export_onnx(tmp_path / "m.onnx", model, (3, 16, 12), {})
+    agree(tmp_path / "m.onnx", model, (3, 16, 12), 1e-4)
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "train()"])
+def test_the_model_is_left_as_it_was(tmp_path: Path, called: bool) -> None:
+    model = create_model("googlenet_small")
+    if called:
+        model.train()
     before = model.state_dict()
     export_onnx(tmp_path / "m.onnx", model, (3, 8, 8), {})
     assert model.training

@@ -480,7 +480,10 @@ def weights_of(name: str, path: str, **options: Any) -> np.ndarray:
         ("inception_v2", "inception4a.branch4.1.conv.weight", 0.1 * 0.88),
         ("inception_v2", "inception4a.branch2.1.conv.weight", math.sqrt(2 / (16 * 9))),
         ("inception_v4_cifar", "inception_a1.branch2.1.conv.weight", math.sqrt(2 / (16 * 9))),
-        ("inception_resnet_v2_cifar", "resnet_a1.up.weight", math.sqrt(2 / 32)),
+        ("inception_v2", "conv2.conv.weight", 0.1 * 0.88),
+        ("inception_v4_cifar", "fc1.weight", math.sqrt(2 / (384 + 100))),
+        ("inception_resnet_v2_cifar", "resnet_a1.up.weight", math.sqrt(2 / (32 + 80))),
+        ("inception_resnet_v2_cifar", "fc1.weight", math.sqrt(2 / (384 + 100))),
         ("googlenet_paper", "inception3a.branch2.1.conv.weight", math.sqrt(1 / (24 * 9))),
     ],
 )
@@ -581,6 +584,14 @@ def test_heads_of_v3_are_named() -> None:
         assert type(output) is InceptionOutput
         assert output._fields == ("aux", "logits")
         assert model.eval()(pictures(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_embeddings_of_a_network_with_heads() -> None:
+    """Heads hang on the side: they are not on the way to the classifier."""
+    model = thin("googlenet_small", aux_logits=True).eval()
+    with no_grad():
+        found = embeddings(model, pictures(2, 3, 32, 32)).data
+    assert found.shape == (2, model.fc1.weight.shape[1])
 
 
 def test_embeddings_have_length_one() -> None:

@@ -429,6 +429,7 @@ def filled(fill: Callable[..., None], *args: Any, shape: tuple[int, ...] = (50, 
         (init.truncated_normal_, (0.3,), 0.3 * 0.879626, 0.6),  # the standard deviation after truncation at 2
         (init.he_normal_, (), math.sqrt(2 / 1000), math.inf),
         (init.xavier_uniform_, (), math.sqrt(1 / 1000), math.sqrt(3 / 1000)),
+        (init.glorot_uniform_, (), math.sqrt(2 / (1000 + 1250)), math.sqrt(6 / (1000 + 1250))),
         (init.torch_default_, (1000,), math.sqrt(1 / 3000), math.sqrt(1 / 1000)),
     ],
 )

@@ -138,12 +138,14 @@ def _mirror(images: np.ndarray, which: np.ndarray) -> np.ndarray:
 def _resized_crop(images: np.ndarray, chance: np.ndarray, area: tuple[float, float]) -> np.ndarray:
     """A box of each picture, enlarged to the whole by linear interpolation.
 
-    chance  (N, 4) in [0, 1): share of the area, shape (logarithmically even), place from top and from left
+    chance  (N, 4) in [0, 1): share of the area, shape (width to height beside the picture's own, logarithmically even
+            within 3:4 and 4:3, or as far as the area leaves room), place from top and from left
     """
     _, h, w, _ = images.shape
     shares = area[0] + (area[1] - area[0]) * chance[:, 0]
-    stretch = (4 / 3) ** (chance[:, 1] - 0.5)  # √(width / height) beside the picture's own
-    heights, widths = np.minimum(h, h * np.sqrt(shares) / stretch), np.minimum(w, w * np.sqrt(shares) * stretch)
+    most = np.minimum((4 / 3) ** 0.5, shares**-0.5)  # so that the box fits into the picture, with all of its area
+    stretch = most ** (2 * chance[:, 1] - 1)  # √(width / height) beside the picture's own
+    heights, widths = h * np.sqrt(shares) / stretch, w * np.sqrt(shares) * stretch
     out = np.empty_like(images)
     for i, (box_h, box_w, top, left) in enumerate(zip(heights, widths, chance[:, 2], chance[:, 3], strict=True)):
         above, below, v = _between(h, top * (h - box_h), box_h)

@@ -146,7 +146,7 @@ def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:
-        raise DataError("reading pictures needs Pillow: pip install 'inception-minigrad[images]'") from None
+        raise DataError("reading pictures needs Pillow: pip install pillow") from None
     return Image, ImageOps
 
 

@@ -120,13 +120,13 @@ CAFFE = Form(
 
 
 def slim(path: str, layer: Any, key: Key) -> None:
-    """TF-slim's: He, but the first layer, the reductions and the pool projections by hand (truncated normal)."""
+    """TF-slim's: He, but the first two layers, the reductions and the pool projections by hand (truncated normal)."""
     std = None
     if path.startswith("conv1."):
         std = 1.0
     elif path.endswith(".0.conv"):  # a reduction: the first of a branch's units
         std = 0.09
-    elif path.endswith("branch4.1.conv"):  # the projection, behind the pool
+    elif path == "conv2.conv" or path.endswith("branch4.1.conv"):  # the projection, behind the pool
         std = 0.1
     if std is None:
         he(path, layer, key)
@@ -135,8 +135,9 @@ def slim(path: str, layer: Any, key: Key) -> None:
 
 
 # slim's batch norm has no gamma (the next convolution can do its work) and moves its running statistics by 0.0003 a
-# step, for runs of millions of steps. Here gamma is the paper's, and momentum that of the other networks. TensorFlow
-# pads strided convolutions on one side more than on the other, symmetric padding shifts them by one pixel.
+# step, for runs of millions of steps; its first layer has a bias in place of batch norm, as its scope speaks of plain
+# convolutions alone. Here gamma and the first batch norm are the paper's, and momentum that of the other networks.
+# TensorFlow pads strided convolutions on one side more than on the other, symmetric padding shifts them by one pixel.
 SLIM = Form(
     name="inception_v2",
     about="Inception v2 (arXiv:1502.03167) with TF-slim's widths: outputs as in figure 5, separable first layer",

@@ -8,10 +8,12 @@ from inception.models import inception_v3, inception_v4
 from inception.models.blocks import VALID, Layer, branches, conv, max_pool, residual
 from inception.models.inception_v3 import SIZE, head, unit
 from inception.models.inception_v4 import reduction_a
-from inception.models.network import Form, Inception, InputSize, Step, he
+from inception.models.network import Form, Inception, InputSize, Step, glorot
 from minigrad import Tensor, nn
 
-# The paper scales residuals by 0.1 to 0.3; these are the released networks'.
+# All of them start as TF-slim's release of v2 does: its scope for this network says nothing of weights. (Of the faces'
+# network there are two ports: facenet's starts by a truncated normal of 0.1, facenet-pytorch's by PyTorch's default, as
+# here.) The paper scales residuals by 0.1 to 0.3; these are the released networks'.
 SCALE_35, SCALE_17, SCALE_8 = 0.17, 0.10, 0.20
 
 
@@ -77,7 +79,7 @@ V1_PAPER = Form(
     unit=unit,
     steps=rows_v1(),
     dropout=0.2,
-    initialise=he,
+    initialise=glorot,
 )
 
 
@@ -110,7 +112,7 @@ def embeddings(model: Inception, faces: Tensor) -> Tensor:
     """
     x: Any = faces
     for name, layer in model.children():
-        if name != "fc1":
+        if name != "fc1" and name not in model.form.heads.values():
             x = layer(x)
     return x / (x * x).sum(axis=1, keepdims=True).sqrt()
 
@@ -165,7 +167,7 @@ V2_PAPER = Form(
     unit=unit,
     steps=rows_v2_paper(),
     dropout=0.2,
-    initialise=he,
+    initialise=glorot,
 )
 
 V2 = Form(
@@ -177,7 +179,7 @@ V2 = Form(
     heads={"resnet_b20": "aux"},
     head=head,
     dropout=0.2,
-    initialise=he,
+    initialise=glorot,
 )
 
 FORMS = [V1_PAPER, V1_FACENET, V2, V2_PAPER]

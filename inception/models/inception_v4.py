@@ -3,9 +3,13 @@ arXiv:1602.07261, figures 3 to 9. Where figures and the authors' code differ in 
 
 from __future__ import annotations
 
+from typing import Any
+
 from inception.models.blocks import VALID, Layer, avg_pool, branches, conv, max_pool
 from inception.models.inception_v3 import SIZE, head, unit
-from inception.models.network import Form, Step, he
+from inception.models.network import Form, Step, glorot, he
+from minigrad import nn
+from minigrad.random import Key
 
 average = avg_pool(3, count_padding=False)
 
@@ -94,6 +98,11 @@ def rows(stem: list[Step], padding: int | None = VALID) -> list[Step]:
     ]
 
 
+def slim(path: str, layer: Any, key: Key) -> None:
+    """TF-slim's: its scope for Inception tells convolutions alone how to start."""
+    (glorot if isinstance(layer, nn.Linear) else he)(path, layer, key)
+
+
 # The auxiliary head is TF-slim's; the paper mentions none for this network.
 V4 = Form(
     name="inception_v4",
@@ -104,7 +113,7 @@ V4 = Form(
     heads={"inception_b7": "aux"},
     head=head,
     dropout=0.2,
-    initialise=he,
+    initialise=slim,
 )
 
 FORMS = [V4]

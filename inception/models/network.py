@@ -71,12 +71,20 @@ def as_built(path: str, layer: Any, key: Key) -> None:
 
 
 def he(path: str, layer: Any, key: Key) -> None:
-    """Weights normal with variance 2/fan-in, truncated at two standard deviations, biases zero: as TF-slim trains.
+    """Weights normal with variance 2/fan-in, truncated at two standard deviations, biases zero: as TF-slim's scope
+    for Inception has it for convolutions.
 
     Truncation leaves 1/1.3 of the variance, which is made up for.
     """
     weight = layer.weight.data
     init.truncated_normal_(weight, key.fold("he", path), (1.3 * 2 / init.fan_in(weight)) ** 0.5)
+    if layer.bias is not None:
+        layer.bias.data[...] = 0
+
+
+def glorot(path: str, layer: Any, key: Key) -> None:
+    """Weights uniform by fan-in and fan-out, biases zero: what TF-slim's layers start with unless told otherwise."""
+    init.glorot_uniform_(layer.weight.data, key.fold("glorot", path))
     if layer.bias is not None:
         layer.bias.data[...] = 0
 

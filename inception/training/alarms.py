@@ -37,7 +37,8 @@ def no_better_than_guessing(losses: Mapping[str, float], classes: int, steps: in
 def exploding(
     losses: Mapping[str, float], first: Mapping[str, float], lowest: Mapping[str, float], classes: int
 ) -> Alarms:
-    """Losses that are not finite, above twice their start, or ten times their lowest and back at half their start.
+    """Losses that are not finite; that grow beyond twice their start, or ten times their lowest and back to half their
+    start; that are far above guessing when first looked at.
 
     first, lowest   of the losses so far, by the same names. A start counts as ln K at least, for a resumed run starts
                     low, and as 2·ln K at most, for the first mean may come after the explosion.
@@ -50,10 +51,15 @@ def exploding(
             found[f"{name} not finite"] = (
                 f"{name} is {loss}: minigrad.first_non_finite(model, step) names the layer where it begins"
             )
-        elif loss > 2 * start or (loss > 10 * low and loss > start / 2):
+        elif name not in first and loss > 2 * start:
+            found[f"{name} far above guessing"] = (
+                f"{name} is {loss:.4g}, far above what guessing gives (ln {classes} = {math.log(classes):.4g}): if "
+                "it does not fall soon, lower the learning rate, or warm up longer"
+            )
+        elif loss >= low and (loss > 2 * start or (loss > 10 * low and loss > start / 2)):
             found[f"{name} explodes"] = (
-                f"{name} has grown to {loss:.4g} (it started at {first.get(name, loss):.4g}, its lowest was "
-                f"{min(low, loss):.4g}): lower the learning rate, warm up longer, or clip gradients"
+                f"{name} has grown to {loss:.4g} (it started at {first[name]:.4g}, its lowest was "
+                f"{low:.4g}): lower the learning rate, warm up longer, or clip gradients"
             )
     return found
 

@@ -315,7 +315,7 @@ def matplotlib_() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise ReportError("drawing a report needs matplotlib: pip install 'inception-minigrad[plots]'") from None
+        raise ReportError("drawing a report needs matplotlib: pip install matplotlib") from None
     return matplotlib
 
 

@@ -48,6 +48,12 @@ def xavier_uniform_(weight: Array, key: Key) -> None:
     uniform_(weight, key, math.sqrt(3 / fan_in(weight)))
 
 
+def glorot_uniform_(weight: Array, key: Key) -> None:
+    """Uniform in ±√(6 / (fan-in + fan-out)), fan-out being O·KH·KW: Glorot, Bengio, AISTATS 2010, TF-slim's default."""
+    fan_out = weight.size // weight.shape[1]
+    uniform_(weight, key, math.sqrt(6 / (fan_in(weight) + fan_out)))
+
+
 def torch_default_(weight: Array, key: Key, fan: int) -> None:
     """Uniform in ±1/√fan-in, what PyTorch gives weights and biases of convolutions and linear layers."""
     uniform_(weight, key, 1 / math.sqrt(fan))

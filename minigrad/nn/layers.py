@@ -220,7 +220,8 @@ class AvgPool2d(Module):
 
     def describe(self) -> str:
         counted = "" if self.count_padding else ", count_padding=False"
-        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}{counted}"
+        ceil = ", ceil" if self.ceil_mode else ""
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}{ceil}{counted}"
 
 
 class AdaptiveAvgPool2d(Module):

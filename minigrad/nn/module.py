@@ -89,6 +89,10 @@ class Module:
             notes = error.__dict__.setdefault("__notes__", [])
             notes[:] = [note for note in notes if not note.startswith("in layer ")] + [f"in layer {path}"]
 
+    def attributes(self) -> dict[str, Any]:
+        """What is set on this module, its mode included, to be put back by `vars(module).update`."""
+        return {"training": self.training, **vars(self)}  # the class's, until train or eval has been called
+
     # --- walking the tree
 
     def children(self) -> Iterator[tuple[str, Module]]:

@@ -25,7 +25,7 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
 
     source   Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost, arXiv:1604.06174
     """
-    first = [(layer, dict(vars(layer))) for _, layer in module.named_modules()]
+    first = [(layer, layer.attributes()) for _, layer in module.named_modules()]
     with no_grad():
         y = module.forward(x)
     if not isinstance(y, Tensor):
@@ -33,7 +33,7 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
     data, needs_dx = x.data, x.needs_grad
 
     def backward(dy: Array) -> list[Array | None]:
-        now = [(layer, dict(vars(layer))) for layer, _ in first]
+        now = [(layer, layer.attributes()) for layer, _ in first]
         buffers = [(tensor.data, tensor.data.copy()) for _, tensor in module.named_buffers()]
         again = Tensor(data, requires_grad=needs_dx)
         try:
