@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import threading
 from contextlib import suppress
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ PRECISIONS = ("float32", "tf32")
 
 _backend: str | None = None  # None until the first use or the first set_backend
 _precision: str | None = None  # the same, with set_precision
+_chosen: int | None = None  # the GPU that was chosen by its number
+_thread = threading.local()  # whether this thread has been brought to that GPU
 
 
 def array_module(x: Array) -> ModuleType:
@@ -116,7 +119,12 @@ def precision() -> str:
 
 def default_module() -> ModuleType:
     """The module where new arrays are made: `numpy` or `cupy`."""
-    return importlib.import_module(backend())
+    name = backend()
+    xp = importlib.import_module(name)
+    if name == "cupy" and _chosen is not None and not getattr(_thread, "has_begun", False):
+        xp.cuda.Device(_chosen).use()  # CUDA lets every thread begin on GPU 0
+        _thread.has_begun = True
+    return xp
 
 
 def module_named(name: str) -> ModuleType:
@@ -131,10 +139,13 @@ def _known(name: str, kind: str, names: tuple[str, ...], source: str) -> str:
 
 
 def _usable(name: str, source: str = "", device: int | None = None) -> str:
+    global _chosen
     if _known(name, "backend", BACKENDS, source) == "cupy":
-        code, sentence = cupy_status(device=_device() if device is None else device)
+        number = _device() if device is None else device
+        code, sentence = cupy_status(device=number)
         if code != "ok":
             raise BackendError(f"{source}the backend 'cupy' cannot be used here: {sentence}")
+        _chosen, _thread.has_begun = _chosen if number is None else number, True
     elif device is not None:
         raise BackendError(f"there is a device {device} on the backend 'cupy' alone, not on {name!r}")
     return name
@@ -290,7 +301,8 @@ def _probe(wheels: list[str], smoke: bool, device: int | None) -> tuple[str, str
         if not correct:
             return "failed", "a 2×2 product on the GPU came back wrong: check the GPU with nvidia-smi"
 
-    gpu = runtime.getDeviceProperties(device or 0)
+    device = runtime.getDevice() if device is None else device  # the one that was tried
+    gpu = runtime.getDeviceProperties(device)
     name = f"{gpu['name'].decode()}, sm_{gpu['major']}{gpu['minor']}"
     which = f"number {device}" if device else "the first"
     return "ok", f"{devices} device(s), {which} is {name}, the driver supports CUDA {_version(driver)}"

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.errors import DtypeError
+from minigrad.backend import capturing
+from minigrad.errors import BackendError, DtypeError
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive counters land far apart
@@ -106,12 +107,22 @@ class StoredKey(Key):
         return "StoredKey()"
 
 
+def check_repeatable(key: Key, xp: Any) -> None:
+    """Raise BackendError where a CUDA graph is captured that would draw the same numbers in every replay."""
+    if not isinstance(key, StoredKey) and capturing(xp):
+        raise BackendError(
+            "numbers are drawn by a key that a graph would repeat as it is: a layer that draws must be found as an "
+            "attribute of its module, and take its key from set_key"
+        )
+
+
 def bits(key: Key, shape: int | tuple[int, ...], *, rows: Any = None, xp: Any = np) -> Any:
     """Uniform random uint64 of `shape`.
 
     rows   None, or an int array (shape[0],): the identity of each row, for example the index of its picture in
            the data set. Row r then depends on key and rows[r] alone, not on its place in the batch.
     """
+    check_repeatable(key, xp)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     stream = key.value if isinstance(key, StoredKey) else np.uint64(key.value)
     if rows is None:

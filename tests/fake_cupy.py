@@ -129,7 +129,7 @@ def _on_device(result: Any, sources: list[ndarray], keep_strides: bool = False) 
             return source
     for source in sources:
         if np.may_share_memory(result, source._memory):
-            return _wrap(result, source._upload)
+            return _wrap(result, source._upload, source.device)
     return _fresh(result, keep_strides)
 
 
@@ -142,9 +142,9 @@ def _fresh(result: np.ndarray, keep_strides: bool) -> ndarray:
     return _wrap(memory)
 
 
-def _wrap(memory: np.ndarray, upload: _Upload | None = None) -> ndarray:
+def _wrap(memory: np.ndarray, upload: _Upload | None = None, device: _Device | None = None) -> ndarray:
     array = object.__new__(ndarray)
-    array._memory, array._upload = memory, upload
+    array._memory, array._upload, array.device = memory, upload, device or _Device()
     fake_graph.allocated(memory)
     return array
 
@@ -196,12 +196,14 @@ class ndarray:
 
     _memory: np.ndarray
     _upload: _Upload | None = None
+    device: _Device  # where it was made
     __hash__ = None  # type: ignore[assignment]
     __module__ = "cupy"
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         self._memory = fake_graph.taken(shape, np.dtype(dtype))
         self._memory[...] = np.nan if self._memory.dtype.kind in "fc" else 77
+        self.device = _Device()
         fake_graph.allocated(self._memory)
 
     # Crossing between host and device

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def test_environment_variable_is_read_at_first_use(value: str, answer: str) -> N
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch, cupy: Any) -> Iterator[Any]:
     monkeypatch.setattr(cupy.cuda.runtime, "devices", 2)
+    monkeypatch.setattr(backend, "_chosen", None)
     yield cupy
     set_backend("numpy")
     cupy.cuda.runtime.current = 0
@@ -158,6 +160,23 @@ def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch, two_gpus
     set_backend("cupy", device=1)  # said here, it wins
     assert runtime.getDevice() == 1
     assert_status("ok", r"2 device\(s\), number 1 is Pretend GPU", device=1)
+
+
+def test_every_thread_works_on_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch, two_gpus: Any) -> None:
+    """CUDA's current device belongs to the thread, and is GPU 0 when a thread begins."""
+    set_backend("cupy", device=1)
+    x = asarray(np.ones(2))
+    runtime, seen = two_gpus.cuda.runtime, []
+
+    def work() -> None:
+        runtime.current = 0  # as the driver has it in a new thread
+        seen.extend([asarray(np.ones(2)).device.id, runtime.getDevice()])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert (x.device.id, seen) == (1, [1, 1])
+    assert_status("ok", r"2 device\(s\), number 1 is Pretend GPU")  # the one it is on
 
 
 @pytest.mark.parametrize(

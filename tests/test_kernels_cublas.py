@@ -247,6 +247,15 @@ def test_a_library_that_is_missing_or_lacks_a_function(xp: Any, broken: Any, mon
 
 
 @on_fake
+def test_a_thread_on_another_gpu_is_told(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS would read memory that is out of its reach, which ends CUDA for the process."""
+    a, b, out = xp.ones((2, 2)), xp.ones((2, 2)), xp.empty((2, 2))
+    monkeypatch.setattr(xp.cuda.runtime, "current", 1)
+    with pytest.raises(BackendError, match=r"a product on GPU 1 of arrays that lie on GPU 0: .*device=0"):
+        product(a, b, out)
+
+
+@on_fake
 def test_one_handle_and_one_workspace_for_each_thread_and_stream(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = xp.ones((2, 2)), xp.ones((2, 2))
     cublas.session.cache_clear()

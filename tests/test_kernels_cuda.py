@@ -49,6 +49,43 @@ def test_cupy_in_several_blocks(monkeypatch: pytest.MonkeyPatch, k: Any, xp: Any
 
 
 @on_cupy
+@pytest.mark.parametrize("form", ["as they come", "of two precisions", "columns of a matrix", "half"])
+def test_running_statistics_of_any_form_are_moved(k: Any, xp: Any, form: str) -> None:
+    """A kernel is given an address alone: of other types or strides it would write into somebody else's memory."""
+    mean, var = (xp.asarray(data(name, (5,)) ** 2) for name in ("mean", "var"))
+    both = xp.ones((5, 3), np.float16 if form == "half" else np.float32)
+    running = [both[:, 0], both[:, 1]] if form == "columns of a matrix" else [both[:, 0] + 0, both[:, 1] + 0]
+    if form == "of two precisions":
+        running[0] = running[0].astype(np.float64)
+    k.move_running(*running, mean, var, 10, 0.25)
+    for moved, batch in zip(running, (mean, var * (10 / 9)), strict=True):
+        tolerance = 1e-3 if form == "half" else 1e-6
+        np.testing.assert_allclose(to_host(moved), 0.75 + 0.25 * to_host(batch), rtol=tolerance)
+    assert (to_host(both[:, 2]) == 1).all()
+
+
+@on_cupy
+def test_one_long_row(k: Any, xp: Any) -> None:
+    """What is wider than the grid with narrow blocks: a row of a single picture."""
+    row = data("x", (1, 16, 1, 20_000))
+    window = Window.of((1, 20_000), (1, 3), (1, 2), (0, 1))
+    found, winners = k.max_pool_winners(bring(xp, row.astype(np.float32)), window)
+    np.testing.assert_array_equal(to_host(found), reference.max_pool(row.astype(np.float32), window))
+    assert winners[0].shape == (1, 16, 1, 10_000)
+    flat = data("x", (2, 300_000)).astype(np.float32)
+    dropped = to_host(k.dropout(xp.asarray(flat), 0.5, Key(3), None))
+    np.testing.assert_array_equal(dropped, reference.dropout(flat, 0.5, Key(3), None))
+
+
+@on_cupy
+def test_options_may_be_numpys_numbers(k: Any, xp: Any) -> None:
+    x = bring(xp, data("x", (2, 6, 4, 5)))
+    np.testing.assert_array_equal(
+        to_host(k.lrn(x, np.int64(5), 1e-4, 0.75, 1.0)), to_host(k.lrn(x, 5, 1e-4, 0.75, 1.0))
+    )
+
+
+@on_cupy
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_cupy_with_long_indices(monkeypatch: pytest.MonkeyPatch, check: Check, case: Case) -> None:
     """Arrays of 2³⁰ values are indexed with 64 bits; here all are."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import importlib
 import re
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ import tiny_run
 
 from inception.data import Augment, Loader, mean_and_std
 from inception.training import Recipe, Training
-from inception.training.graph import WARM_UP, GraphedStep
+from inception.training.graph import WARM_UP
 from inception.training.loop import Stopped, training_step
-from minigrad import nn, watch
-from minigrad.backend import set_backend, to_host
-from minigrad.kernels import cupy_
+from minigrad import nn, ops, watch
+from minigrad.backend import array_module, set_backend, set_precision, to_host
+from minigrad.kernels import cublas, cupy_
+from minigrad.random import Key, normal
 from minigrad.tensor import Tensor
 from minigrad.watch import untouched
 
@@ -230,6 +233,79 @@ def test_looking_at_the_model_between_steps_changes_nothing(xp: Any) -> None:
     assert differences(*results) == []
 
 
+# ---- What changes between two epochs ----
+
+
+def with_new_arrays(training: Training) -> None:
+    for parameter in training.model.parameters():
+        parameter.data = parameter.data.copy(order="K")
+
+
+def with_fixed_parameters(training: Training) -> None:
+    for parameter in list(training.model.parameters())[:4]:
+        parameter.requires_grad = False
+
+
+def with_another_dropout(training: Training) -> None:
+    training.model.dropout = nn.Dropout(0.9)
+
+
+def with_more_dropout(training: Training) -> None:
+    training.model.dropout.p = 0.9
+
+
+CHANGES = {
+    "arrays": with_new_arrays,
+    "what is trained": with_fixed_parameters,
+    "frozen": lambda training: training.model.conv.freeze(),
+    "a layer": with_another_dropout,
+    "an option": with_more_dropout,
+    "precision": lambda training: set_precision("tf32"),
+}
+
+
+@on_fake
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_between_two_epochs_is_seen(xp: Any, change: Any) -> None:
+    """The graph has written to memory that may be somebody else's by now, and repeats what was so: it is made anew."""
+    results = []
+    for graph in (True, False):
+        training = make(dataclasses.replace(RECIPE, ema=0.0), graph=graph)
+        before = []
+
+        def after_epoch(epoch: Any, training: Training = training, before: list[Any] = before) -> None:
+            if epoch.number == 1:
+                change(training)
+                before.append(training.graphed and training.graphed.graph)
+
+        training.run(after_epoch=after_epoch)
+        results.append(outcome(training))
+        if graph:
+            assert training.graphed is not None
+            assert training.graphed.graph is not None
+            assert training.graphed.graph is not before[0]
+        set_precision("float32")
+    assert differences(*results) == []
+
+
+@on_fake
+def test_trainings_share_a_stream_and_leave_no_memory(xp: Any) -> None:
+    """cuBLAS keeps a workspace for each stream; what a graph computes with is its pool's, which goes with it."""
+    trained(True)
+    sessions = cublas.session.cache_info().currsize
+    gc.disable()
+    try:
+        training = make(graph=True)
+        training.run()
+        pool = weakref.ref(training.graphed.pool)  # type: ignore[union-attr]
+        del training
+        trained(True)  # the next capture takes back what the last one had
+        assert pool() is None
+    finally:
+        gc.enable()
+    assert cublas.session.cache_info().currsize == sessions
+
+
 # ---- Taken one by one, and why ----
 
 
@@ -243,6 +319,43 @@ class Own(nn.Dropout):
 
 def with_own(training: Training) -> None:
     training.model.dropout = Own(0.3)
+
+
+class Counting(nn.Module):
+    """A layer that draws by a key of its own, another at every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        return ops.dropout(x, 0.3, Key(5).fold(self.calls))
+
+
+class Noise(nn.Module):
+    """A layer that folds its key, which one that is stored on the device does not let itself be."""
+
+    key: Any = None
+    rows: Any = None
+
+    def take_key(self, key: Key, rows: Any) -> None:
+        self.key, self.rows = key, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        xp = array_module(x.data)
+        return x + Tensor(0.1 * normal(self.key, x.shape, rows=self.rows, xp=xp).astype(x.dtype))
+
+
+def counting(training: Training) -> None:
+    training.model.dropout = Counting()
+
+
+def with_noise(training: Training) -> None:
+    training.model.dropout = Noise()
 
 
 def recomputing(training: Training) -> None:
@@ -268,6 +381,8 @@ REASONS = {
     "layout": (RECIPE, with_another_layout, "SGD has no kernel that updates parameter 0"),
     "recompute": (RECIPE, recomputing, "conv is recomputed to save memory, and a graph takes more of it"),
     "an error": (RECIPE, with_own, "the host waits for the device"),
+    "a key of its own": (RECIPE, counting, "numbers are drawn by a key that a graph would repeat as it is"),
+    "a key that is folded": (RECIPE, with_noise, "DtypeError .dropout: a stored key cannot be folded"),
     "no memory": (RECIPE, with_little_memory, "a graph has memory of its own, .* too little is free: .*StandIn2"),
 }
 
@@ -283,8 +398,6 @@ def test_a_step_that_cannot_be_captured(xp: Any, monkeypatch: pytest.MonkeyPatch
         training = make(recipe, graph=graph)
         if change is not None:
             change(training)
-            if training.graphed is not None:
-                training.graphed.drawing = GraphedStep(training, print).drawing
         training.run()
         results.append(outcome(training))
     assert differences(*results) == []

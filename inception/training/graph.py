@@ -9,6 +9,8 @@ added up where they are read when somebody asks. Evaluation and everything else 
 from __future__ import annotations
 
 import functools
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inception.data import Batch
-from minigrad.backend import array_module, asarray, first_line
+from minigrad.backend import array_module, asarray, first_line, precision
 from minigrad.errors import BackendError
 from minigrad.layout import empty_images, pixels
 from minigrad.nn import Module
@@ -45,11 +47,9 @@ class GraphedStep:
         self.off = ""  # why no more captures are tried
         self.warm_up = WARM_UP  # steps still to be taken before
         self.batch: Any = None  # on the device: what the graph reads
-        self.drawing = [
-            (path, module)
-            for path, module in training.model.named_modules()
-            if type(module).take_key is not Module.take_key
-        ]
+        self.drawing: list[tuple[str, Module]] = []  # layers that draw random numbers
+        self.settings: list[Any] = []  # what the graph has taken as given, looked at when an epoch begins,
+        self.arrays: list[Any] = []  # and in every step; they keep the memory that it writes to
         self.totals: dict[str, Any] = {}  # the epoch's sums, to which the graph adds
         self.hits: Any = 0
         self.graph: Any = None
@@ -57,7 +57,7 @@ class GraphedStep:
         if self.xp is np:
             self._give_up("the backend is numpy, and CUDA graphs are for a GPU (--backend cupy)")
         else:
-            self.stream = self.xp.cuda.Stream(non_blocking=True)
+            self.stream = _stream(self.xp, self.xp.cuda.runtime.getDevice(), threading.get_ident())
 
     @contextmanager
     def on_its_stream(self) -> Iterator[None]:
@@ -81,11 +81,13 @@ class GraphedStep:
         if self.off or len(batch.labels) != training.loader.batch_size:
             training.take_step(batch)
             return
+        if self.graph is not None and self._has_changed():
+            self.graph, self.batch, self.warm_up = None, None, WARM_UP
         if self.batch is None:
             self._make_room(batch)
         self._write(batch)
         if self.graph is None and self.warm_up:
-            self._hand_out()
+            training.model.set_key(training.key.fold(training.step), self.batch.rows)
             training.compute(self.batch)
             self.warm_up -= 1
             self.totals, self.hits = training.sums.totals, training.sums.hits
@@ -111,6 +113,11 @@ class GraphedStep:
         xp, n = self.xp, len(batch.labels)
         images = empty_images(xp, batch.images.shape, batch.images.dtype)
         self.batch = Batch(images, xp.empty(n, np.int64), xp.empty(n, np.int64))
+        self.drawing = [
+            (path, module)
+            for path, module in self.training.model.named_modules()
+            if type(module).take_key is not Module.take_key
+        ]
         self.keys = xp.empty(len(self.drawing), np.uint64)
 
     def _write(self, batch: Batch) -> None:
@@ -148,6 +155,21 @@ class GraphedStep:
         for together, _ in self.launches:
             together.upload()
 
+    # ---- What a graph takes as given ----
+
+    def _has_changed(self) -> bool:
+        """Whether a graph would repeat something that is no longer so: arrays that parameters no longer have, what is
+        trained, or, looked at when an epoch begins, modules and their numbers. Then another is captured."""
+        if any(tensor.data is not data or tensor.requires_grad != wanted for tensor, data, wanted in self.arrays):
+            return True
+        begins = self.training.sums.totals is not self.totals
+        return begins and self._settings() != self.settings
+
+    def _settings(self) -> list[Any]:
+        modules = [module for _, module in self.training.model.named_modules()]
+        plain = (int, float, str, tuple, type(None))
+        return [precision(), *((m, {k: v for k, v in vars(m).items() if isinstance(v, plain)}) for m in modules)]
+
     # ---- Once ----
 
     def _capture(self) -> None:
@@ -160,7 +182,9 @@ class GraphedStep:
         if average is not None and not average.place():
             average.together.load()  # now, as there may have been no update yet
         before = sums.steps, sums.seen, 0.0 if average is None else average.count, [slot.updates for slot in slots]
+        attributes = [(module, module.attributes()) for _, module in training.model.named_modules()]
         self._hand_out()
+        gc.collect()  # a training that is over refers to its graph, and that to the training
         self.xp.get_default_memory_pool().free_all_blocks()  # the graph's memory is a step's once more
         self.pool = cuda.MemoryPool(functools.partial(_memory, cuda))
         try:
@@ -171,9 +195,14 @@ class GraphedStep:
             except BaseException:
                 with suppress(Exception):  # it says once more that the capture has failed
                     self.stream.end_capture()
+                for module, own in attributes:
+                    vars(module).update(own)
                 raise
             self.graph = self.stream.end_capture()
             self.graph.upload()
+            self.settings = self._settings()
+            tensors = [t for _, t in (*training.model.named_parameters(), *training.model.named_buffers())]
+            self.arrays = [(t, t.data, t.requires_grad) for t in tensors]
         finally:
             training.optimizer.zero_grad()
             sums.steps, sums.seen, count, updates = before
@@ -183,6 +212,12 @@ class GraphedStep:
                 slot.updates = number
         owners = [owner for owner in (training.clip, training.optimizer, average) if owner is not None]
         self.launches = [(owner.together, owner.together.placed) for owner in owners]
+
+
+@functools.cache
+def _stream(xp: Any, device: int, thread: int) -> Any:
+    """The stream on which a thread captures: one for all its trainings, since cuBLAS has memory for every stream."""
+    return xp.cuda.Stream(non_blocking=True)
 
 
 def _memory(cuda: Any, size: int) -> Any:

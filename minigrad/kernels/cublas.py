@@ -77,7 +77,12 @@ def product(a: Array, b: Array, out: Array, accumulate: bool = False) -> Array:
         a, b = (xp.ascontiguousarray(x) if copied else x for x, copied in ((a, call.copies_a), (b, call.copies_b)))
         return product(a, b, out, accumulate)
     one, kept = ONE[call.dtype], (ONE if accumulate else ZERO)[call.dtype]
-    cublas, handle, _ = session(xp, xp.cuda.runtime.getDevice(), threading.get_ident(), stream)
+    if out.device.id != (device := xp.cuda.runtime.getDevice()):
+        raise BackendError(
+            f"a product on GPU {device} of arrays that lie on GPU {out.device.id}: every thread begins on GPU 0, let "
+            f"this one call minigrad.set_backend('cupy', device={out.device.id})"
+        )
+    cublas, handle, _ = session(xp, device, threading.get_ident(), stream)
     status = getattr(cublas, call.function)(
         handle, *call.sizes, one, b.data.ptr, *call.of_b, a.data.ptr, *call.of_a, kept, out.data.ptr, *call.of_out,
         *call.stack, COMPUTE[call.dtype, precision()], ANY_ALGORITHM,

@@ -22,7 +22,7 @@ from minigrad.backend import array_module, capturing
 from minigrad.errors import ShapeError
 from minigrad.kernels.cublas import product
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, memory_order, pixels
-from minigrad.random import Key, StoredKey
+from minigrad.random import Key, StoredKey, check_repeatable
 
 # A k×k patch matrix is k² times its input, 4 GB for a layer of GoogLeNet at batch 128: blocks of images keep it below
 # this, which is far more than it takes to fill a GPU.
@@ -72,7 +72,7 @@ def plan(
 ) -> tuple[Any, tuple[int, int], tuple[int, int]]:
     """The kernel, the blocks down the rows and across the columns, and the threads of a block across and down."""
     width = columns // values
-    across, down = block_shape(width if rows > 1 else min(4, width))  # a single row is a total of many parts
+    across, down = block_shape(min(4, width) if rows == parts == 1 else width)  # a single row: a total of many parts
     beside = -(-width // across)
     if beside > GRID_Y:
         raise ShapeError(
@@ -104,7 +104,7 @@ def launch(
     """
     given, integers, longest = list(args), [], 0
     for i, a in enumerate(args):
-        if isinstance(a, int):
+        if isinstance(a, (int, np.integer, np.bool_)):
             integers.append(i)
         elif not isinstance(a, float):
             longest = max(longest, a.shape[0] * abs(a.strides[0]) // a.itemsize)
@@ -300,8 +300,16 @@ def statistics(x: Array) -> tuple[Array, Array]:
 
 def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
     """One launch."""
-    numbers, c = (n / (n - 1), float(momentum)), len(mean)
-    launch("normalisation", "move_running", running_mean, c, 1, running_mean, running_var, mean, var, *numbers, c)
+    numbers, c, xp = (n / (n - 1), float(momentum)), len(mean), array_module(mean)
+    own = running_mean, running_var
+    if all(x.flags.c_contiguous and x.dtype == running_mean.dtype and x.dtype.char in "fd" for x in own):
+        moved = own
+    else:  # as somebody has made them
+        moved = xp.ascontiguousarray(running_mean, np.float64), xp.ascontiguousarray(running_var, np.float64)
+    launch("normalisation", "move_running", moved[0], c, 1, *moved, mean, var, *numbers, c)
+    for x, new in zip(own, moved, strict=True):
+        if new is not x:
+            x[...] = new
 
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
@@ -513,7 +521,8 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 def dropout(x: Array, p: float, key: Key, rows: Array | None) -> Array:
     """One pass; every element works out its own random number."""
     xp, n = array_module(x), x.shape[0] if x.ndim else 1
-    grid = x if x.ndim == 4 else x.reshape(n, math.prod(x.shape[1:]), 1, 1)
+    check_repeatable(key, xp)
+    grid = x if x.ndim == 4 else x.reshape(n, 1, math.prod(x.shape[1:]), 1)
     value: Any = key.value
     stream = value.reshape(1) if isinstance(key, StoredKey) else xp.full(1, value, np.uint64)
     numbers = stream.view(np.int64) if rows is None else xp.ascontiguousarray(xp.asarray(rows), np.int64)

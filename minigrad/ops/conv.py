@@ -122,7 +122,7 @@ def conv_bn_relu(
         o, *norm = [v.shape for v in (unit.weight, unit.gamma, unit.beta, unit.running_mean, unit.running_var)]
         if any(shape != o[:1] for shape in norm):
             raise ShapeError(f"conv_bn_relu got {o[0]} filters, and gamma, beta, running mean and variance of {norm}")
-        check_statistics(unit.running_mean, unit.running_var)
+        check_statistics(x, unit.running_mean, unit.running_var)
     parameters = [parameter for unit in units for parameter in unit[:4]]
     check_alike("conv_bn_relu", x, *(parameter for parameter in parameters if parameter is not None))
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minigrad.backend import array_module
-from minigrad.errors import DtypeError, ShapeError
+from minigrad.backend import MOVE, array_module
+from minigrad.errors import BackendError, DtypeError, ShapeError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.tensor import Tensor, check_alike, record
@@ -36,7 +36,7 @@ def batch_norm(
     saves        x, and mean and variance of every channel (float64). Neither (x − μ)/√(σ² + eps) nor the mask of the
                  ReLU: both follow from these in one pass, and to keep one would be to keep an array of x's size more.
     raises       ShapeError if the channels differ, x is empty, or a channel has one value only in training;
-                 BackendError or DtypeError if the running statistics are no arrays of floats
+                 BackendError or DtypeError if the running statistics are no arrays of floats where x is
     source       Ioffe, Szegedy: Batch normalization, arXiv:1502.03167, algorithms 1 and 2
     """
     check_alike("batch_norm", x, gamma, beta)
@@ -45,7 +45,7 @@ def batch_norm(
         raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, {c}, H, W)")
     if x.size == 0:
         raise ShapeError(f"batch_norm got an empty input {x.shape}")
-    check_statistics(running_mean, running_var)
+    check_statistics(x, running_mean, running_var)
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
     if training:
         check_count(x.shape)
@@ -62,10 +62,15 @@ def batch_norm(
     return record("batch_norm", y, (x, gamma, beta), backward)
 
 
-def check_statistics(*running: Array) -> None:
-    """Raise BackendError or DtypeError where running statistics are no arrays of floats, which can move in place."""
+def check_statistics(x: Tensor, *running: Array) -> None:
+    """Raise BackendError or DtypeError where running statistics are no arrays of floats, which can move in place, or
+    not where x is."""
+    here = array_module(x.data)
     for array in running:
-        array_module(array)  # refuses a tensor
+        if (there := array_module(array)) is not here:  # which refuses a tensor
+            raise BackendError(
+                f"batch_norm got an input of {here.__name__} and running statistics of {there.__name__}: {MOVE}"
+            )
         if array.dtype.kind != "f":
             raise DtypeError(f"batch_norm keeps its running statistics as floats, got {array.dtype}")
 
