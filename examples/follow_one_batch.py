@@ -342,7 +342,8 @@ def winners(axes: Any, x: np.ndarray, pool: Any, channels: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="googlenet_small", help=f"{', '.join(list_models())} (%(default)s)")
-    parser.add_argument("--weights", help="a trained model, by file or shipped name, not fresh weights")
+    parser.add_argument("--weights", help="a trained model, by file or shipped name, in place of fresh weights; "
+                        "--data must have its classes (googlenet_small_shapes: the default ones)")  # fmt: skip
     parser.add_argument("--data", default="shapes", help="shapes, a directory, an .npz: as for training (%(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="pictures (%(default)s)")
     parser.add_argument("--stop", help="one stop in depth: a layer, an op, a number, or `pixels`")

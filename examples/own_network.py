@@ -78,7 +78,8 @@ def main() -> None:
             RECIPES["shapes"], epochs=options.epochs, batch_size=32, optimizer="adamw", lr=0.01
         )
         train(model, Loader(train_set, 32, mean=mean, std=std, shuffle=True, drop_last=True), recipe)
-        about = {"model": "mine", "options": {"num_classes": len(train_set.classes)}, "size": [64, 64],
+        size = list(train_set.images.shape[1:3])
+        about = {"model": "mine", "options": {"num_classes": len(train_set.classes)}, "size": size,
                  "classes": list(train_set.classes), "mean": mean.tolist(), "std": std.tolist()}  # fmt: skip
         options.out.parent.mkdir(parents=True, exist_ok=True)
         save_weights(options.out, model, about)
@@ -87,7 +88,7 @@ def main() -> None:
         accuracy = evaluate(loaded, Loader(test_set, 100, mean=mean, std=std), quiet=True).accuracy
         print(f"saved as {options.out}, loaded again: {accuracy:.1%} of {len(test_set)} test pictures recognised"
               + near_chance(accuracy, len(train_set.classes), len(test_set)))  # fmt: skip
-        for row in np.linspace(0, len(test_set) - 1, 5).astype(int):  # as one would ask it about any picture
+        for row in np.linspace(0, len(test_set) - 1, 5).astype(int):  # five of them, from the first to the last
             with no_grad():
                 logits = loaded(to_tensor(normalise(test_set.images[row][None], mean, std))).data
             said, right = (about["classes"][k] for k in (int(np.argmax(logits)), test_set.labels[row]))

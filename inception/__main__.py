@@ -376,7 +376,8 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     known |= _description(about, len(known["classes"])) if about else {}
     check_place(to)
     if to.suffix == ".onnx":
-        check_preparation(known)
+        if known["options"].get("in_channels", 3) == 3:
+            check_preparation(known)
         height, width = (size, size) if size else known.get("size", [network.form.size.native] * 2)
         export_onnx(to, network, (known["options"].get("in_channels", 3), height, width), known, fold=fold)
     else:
@@ -385,7 +386,7 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     count = sum(parameter.size for parameter in network.parameters())
     if json:
         print(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": count,
-                       "read": known.get("source", "")}))  # fmt: skip
+                       "read": known.get("source", ""), "fresh": fresh}))  # fmt: skip
     elif not quiet:
         if "source" in known:
             print(f"read {known['source']}")
@@ -428,8 +429,8 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="WEIGHTS|MODEL",
-        help="a file, its address (https://…#sha256=DIGITS), the name of a shipped model, or a network: with fresh "
-        "weights, if none are shipped",
+        help="a file, its address (https://…#sha256=DIGITS), the name of a shipped model, or of another network, whose "
+        "weights are then fresh",
     )
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".onnx, .safetensors, .pth or .npz")
     parser.add_argument("--size", type=int, default=None, metavar="S",

@@ -200,3 +200,13 @@ def test_from_trained_weights_to_onnx(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["model"] == "googlenet_small"
     agree(tmp_path / "m.onnx", load_model(tmp_path / "w.pth")[0], (3, 16, 12))
     assert json.loads(onnx.load(tmp_path / "m.onnx").metadata_props[0].value)["classes"] == ["a", "b", "c"]
+
+
+def test_one_channel_is_described_by_one_number(tmp_path: Path) -> None:
+    """Pictures of three are what predict prepares; ONNX may have others."""
+    model = settled(create_model("googlenet_small", num_classes=3, in_channels=1), (1, 16, 12))
+    about = {"model": "googlenet_small", "options": {"num_classes": 3, "in_channels": 1}, "classes": ["a", "b", "c"],
+             "size": [16, 12], "mean": [0.5], "std": [0.5]}  # fmt: skip
+    save_weights(tmp_path / "w.npz", model, about)
+    assert main(["export", str(tmp_path / "w.npz"), "--to", str(tmp_path / "m.onnx"), "--quiet"]) == 0
+    agree(tmp_path / "m.onnx", model, (1, 16, 12), 1e-4)

@@ -123,7 +123,9 @@ def test_optimizers_by_name(options: dict[str, Any], kind: type, wanted: dict[st
 )
 def test_one_cycle_does_not_ignore_a_momentum(options: dict[str, Any], moved: str) -> None:
     with pytest.raises(MinigradError, match=f"one_cycle moves {moved} from momentum_high to momentum_low"):
-        Recipe(**options)
+        Recipe(**options).check_momentum()
+    with pytest.raises(MinigradError, match=f"one_cycle moves {moved}"):
+        run(Run(recipe=Recipe(**options)))  # and nothing is begun
 
 
 def test_a_long_gradient_is_clipped_to_the_recipes_norm(monkeypatch: pytest.MonkeyPatch) -> None:

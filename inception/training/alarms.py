@@ -56,7 +56,7 @@ def exploding(
                 f"{name} is {loss:.4g}, far above what guessing gives (ln {classes} = {math.log(classes):.4g}): if "
                 "it does not fall soon, lower the learning rate, or warm up longer"
             )
-        elif loss >= low and (loss > 2 * start or (loss > 10 * low and loss > start / 2)):
+        elif loss >= low and (loss > max(2 * start, first.get(name, 0.0)) or (loss > 10 * low and loss > start / 2)):
             found[f"{name} explodes"] = (
                 f"{name} has grown to {loss:.4g} (it started at {first[name]:.4g}, its lowest was "
                 f"{low:.4g}): lower the learning rate, warm up longer, or clip gradients"

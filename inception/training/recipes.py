@@ -97,16 +97,20 @@ class Recipe:
                     raise MinigradError(f"{option.name} must be {limits}, got {x!r}")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise MinigradError("nesterov needs a momentum above 0: set one, or leave it out (--no-nesterov)")
+        if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):
+            raise MinigradError(f"resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
+        if list(self.step_at) != sorted(self.step_at):
+            raise MinigradError(f"step_at must be in ascending order, got {self.step_at}")
+
+    def check_momentum(self) -> None:
+        """Raise MinigradError for a momentum in whose place one_cycle would put its own. (A run that was begun with one
+        may go on.)"""
         moved, still = ("beta1", ()) if self.optimizer == "adamw" else ("momentum", (0,))
         if self.schedule == "one_cycle" and getattr(self, moved) not in (getattr(Recipe, moved), *still):
             raise MinigradError(
                 f"one_cycle moves {moved} from momentum_high to momentum_low and back: set these in its place, or "
                 f"another schedule, got {moved} {getattr(self, moved):g}"
             )
-        if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):
-            raise MinigradError(f"resized_crop must be two shares, 0 < low ≤ high ≤ 1, got {self.resized_crop}")
-        if list(self.step_at) != sorted(self.step_at):
-            raise MinigradError(f"step_at must be in ascending order, got {self.step_at}")
 
     def make_optimizer(self, model: Module) -> optim.Optimizer:
         """The optimizer of all parameters of `model`."""

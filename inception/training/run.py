@@ -185,6 +185,8 @@ def run(options: Run, checkpoint: Checkpoint | None = None) -> Evaluation:
         if not quiet:
             tell(text)
 
+    if checkpoint is None:
+        recipe.check_momentum()
     training_set, test_set = open_data(options.data, size=options.size, quiet=quiet)
     watched_set = test_set
     if options.validation:
