@@ -34,8 +34,8 @@ PRECISIONS = ("float32", "tf32")
 
 _backend: str | None = None  # None until the first use or the first set_backend
 _precision: str | None = None  # the same, with set_precision
-_chosen: int | None = None  # the GPU that was chosen by its number
-_thread = threading.local()  # whether this thread has been brought to that GPU
+_chosen: int | None = None  # the GPU that was chosen by its number last, in whatever thread
+_thread = threading.local()  # has_begun: whether this thread has been placed
 
 
 def array_module(x: Array) -> ModuleType:
@@ -62,7 +62,8 @@ def _module_of(kind: type) -> ModuleType:
 def set_backend(name: str, device: int | None = None) -> None:
     """Make new arrays with "numpy" or with "cupy" from here on; arrays that exist stay where they are.
 
-    device   which GPU this thread works on, from 0; None: MINIGRAD_DEVICE, or the one that CuPy is on
+    device   which GPU this thread works on, from 0, and every thread that makes its first array after this and that
+             nobody has placed; None: MINIGRAD_DEVICE, or the one that CuPy is on
 
     Raises BackendError if the name is unknown, if CuPy cannot be used here (with the reason and the remedy), or if
     there is no such GPU (with their number).
@@ -122,14 +123,15 @@ def default_module() -> ModuleType:
     name = backend()
     xp = importlib.import_module(name)
     if name == "cupy" and _chosen is not None and not getattr(_thread, "has_begun", False):
-        xp.cuda.Device(_chosen).use()  # CUDA lets every thread begin on GPU 0
         _thread.has_begun = True
+        if xp.cuda.runtime.getDevice() == 0:  # where CUDA lets every thread begin
+            xp.cuda.Device(_chosen).use()
     return xp
 
 
 def module_named(name: str) -> ModuleType:
     """`numpy` or `cupy`. Raises BackendError if there is no such backend or it cannot be used."""
-    return importlib.import_module(name if name == _backend else _usable(name))
+    return default_module() if name == _backend else importlib.import_module(_usable(name))
 
 
 def _known(name: str, kind: str, names: tuple[str, ...], source: str) -> str:
@@ -145,7 +147,8 @@ def _usable(name: str, source: str = "", device: int | None = None) -> str:
         code, sentence = cupy_status(device=number)
         if code != "ok":
             raise BackendError(f"{source}the backend 'cupy' cannot be used here: {sentence}")
-        _chosen, _thread.has_begun = _chosen if number is None else number, True
+        if number is not None:
+            _chosen, _thread.has_begun = number, True
     elif device is not None:
         raise BackendError(f"there is a device {device} on the backend 'cupy' alone, not on {name!r}")
     return name

@@ -38,7 +38,8 @@ def gradcheck(
     returns     the largest relative difference found
     raises      GradientMismatch; DtypeError for float32, whose rounding would hide errors
 
-    Every `.grad` is as before afterwards. What f itself changes stays so: running statistics, unless in evaluation.
+    The `.grad` of what is checked is as before afterwards; other leaves that f depends on collect theirs, and what f
+    itself changes stays so: running statistics, unless in evaluation.
     """
     for x in inputs:
         check_alike("gradcheck", x)

@@ -80,7 +80,7 @@ class Optimizer:
             _refuse_negative(own | {"lr_scale": scale})
             names = self._state_names(own)
             if hasattr(group["params"], "grad"):
-                raise MinigradError(f"group {number}: 'params' must be a list of parameters, got one that is in none")
+                raise MinigradError(f"group {number}: 'params' must be a list of parameters, got a single one")
             for p in group["params"]:
                 if not hasattr(p, "grad"):
                     raise self._no_parameters(p)
@@ -109,8 +109,7 @@ class Optimizer:
         lr         the learning rate of this step, instead of the optimizer's
         momentum   the momentum of this step (for AdamW β₁), in all groups, instead of theirs
 
-        Raises MinigradError for a learning rate or momentum that is none, and for a momentum where the optimizer was
-        built without.
+        Raises MinigradError for one that is negative or NaN, and for a momentum where the optimizer was built without.
         """
         lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
         _refuse_negative({"lr": lr} if momentum is None else {"lr": lr, "momentum": float(momentum)})

@@ -114,9 +114,14 @@ class Tensor:
         self.requires_grad = requires_grad
         self.node: Node | None = None
 
-    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+    def __getstate__(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         # What copy and pickle take along. A copy is a leaf of its own: it has no part in the original's graph.
-        return None, {"data": self.data, "grad": self.grad, "requires_grad": self.requires_grad, "node": None}
+        return getattr(self, "__dict__", None), {
+            "data": self.data,
+            "grad": self.grad,
+            "requires_grad": self.requires_grad,
+            "node": None,
+        }
 
     shape = property(lambda self: self.data.shape, doc="Sizes of the axes.")
     dtype = property(lambda self: self.data.dtype, doc="float32 or float64.")

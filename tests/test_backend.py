@@ -26,6 +26,7 @@ from minigrad.backend import (
     cupy_status,
     default_module,
     memory_report,
+    module_named,
     set_backend,
     set_precision,
     to_host,
@@ -177,6 +178,24 @@ def test_every_thread_works_on_the_gpu_that_was_chosen(monkeypatch: pytest.Monke
     thread.join()
     assert (x.device.id, seen) == (1, [1, 1])
     assert_status("ok", r"2 device\(s\), number 1 is Pretend GPU")  # the one it is on
+
+
+def test_a_thread_that_has_been_placed_stays_there(two_gpus: Any) -> None:
+    """Whoever has chosen another GPU in the meantime."""
+    runtime, seen = two_gpus.cuda.runtime, []
+    set_backend("cupy", device=0)
+
+    def work() -> None:
+        set_backend("cupy", device=1)
+        seen.append(asarray(np.ones(2)).device.id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    runtime.current = 0  # as it is in this thread
+    assert seen == [1]
+    assert asarray(np.ones(2)).device.id == 0
+    assert module_named("cupy") is two_gpus
 
 
 @pytest.mark.parametrize(

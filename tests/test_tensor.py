@@ -653,6 +653,15 @@ def test_a_copy_has_gradients_of_its_own(copied: Function) -> None:
     np.testing.assert_array_equal(other.weight.grad, np.full((3, 2), 4.0))
 
 
+def test_a_copy_of_a_users_own_kind_of_tensor() -> None:
+    class Named(Tensor):
+        pass
+
+    x = Named([1.0])
+    x.name = "mine"  # type: ignore[attr-defined]
+    assert copy.copy(x).name == "mine"
+
+
 # ---- Numbers without axes ----
 
 

@@ -99,18 +99,18 @@ class Uploaded(OnGpu):
     def __init__(self, dataset: Dataset, augment: Augment | None, mean: Any, std: Any, seed: int, reason: str):
         super().__init__(dataset, augment, mean, std, seed)
         self.where = f"pictures: uploaded batch by batch: {reason}"
-        self.cuda = backend.default_module().cuda
-        self.device, self.uploads = self.cuda.Device(), self.cuda.Stream(non_blocking=True)
+        self.cupy: Any = backend.default_module()
+        self.device, self.uploads = self.cupy.cuda.Device(), self.cupy.cuda.Stream(non_blocking=True)
 
     def prepare(self, rows: np.ndarray, epoch: int) -> tuple[Array, Any]:
         images = self.changed(rows, epoch)
         with self.device, self.uploads:
-            there = backend.asarray(images)  # CuPy copies by way of pinned memory, which it holds until that is done
+            there = self.cupy.asarray(images)  # which copies by way of pinned memory, which it holds until that is done
             return there, self.uploads.record()
 
     def deliver(self, prepared: tuple[Array, Any]) -> Array:
         there, arrived = prepared
-        here = self.cuda.get_current_stream()
+        here = self.cupy.cuda.get_current_stream()
         here.wait_event(arrived)
         images = self.make(there, np.arange(len(there)), Changes())
         # CuPy gives the memory of `there` to the next upload as soon as nothing refers to it: not before it was read.

@@ -126,7 +126,7 @@ def slim(path: str, layer: Any, key: Key) -> None:
         std = 1.0
     elif path.endswith(".0.conv"):  # a reduction: the first of a branch's units
         std = 0.09
-    elif path == "conv2.conv" or path.endswith("branch4.1.conv"):  # the projection, behind the pool
+    elif path == "conv2.conv" or path.endswith("branch4.1.conv"):  # or the projection behind a pool
         std = 0.1
     if std is None:
         he(path, layer, key)

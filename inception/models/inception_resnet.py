@@ -11,9 +11,9 @@ from inception.models.inception_v4 import reduction_a
 from inception.models.network import Form, Inception, InputSize, Step, glorot
 from minigrad import Tensor, nn
 
-# All of them start as TF-slim's release of v2 does: its scope for this network says nothing of weights. (Of the faces'
-# network there are two ports: facenet's starts by a truncated normal of 0.1, facenet-pytorch's by PyTorch's default, as
-# here.) The paper scales residuals by 0.1 to 0.3; these are the released networks'.
+# All but the faces' network start as TF-slim's release of v2 does: its scope for this network says nothing of weights.
+# (Of the faces' there are two ports: facenet's starts by a truncated normal of 0.1, facenet-pytorch's by PyTorch's
+# default, as here.) The paper scales residuals by 0.1 to 0.3; these are the released networks'.
 SCALE_35, SCALE_17, SCALE_8 = 0.17, 0.10, 0.20
 
 

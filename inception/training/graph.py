@@ -46,18 +46,12 @@ class GraphedStep:
         self.xp: Any = array_module(next(training.model.parameters()).data)
         self.off = ""  # why no more captures are tried
         self.warm_up = WARM_UP  # steps still to be taken before
-        self.batch: Any = None  # on the device: what the graph reads
         self.drawing: list[tuple[str, Module]] = []  # layers that draw random numbers
-        self.settings: list[Any] = []  # what the graph has taken as given, looked at when an epoch begins,
-        self.arrays: list[Any] = []  # and in every step; they keep the memory that it writes to
         self.totals: dict[str, Any] = {}  # the epoch's sums, to which the graph adds
         self.hits: Any = 0
-        self.graph: Any = None
-        self.pool: Any = None  # the memory of what the graph computes: nothing else, and as long as the graph
+        self._forget()
         if self.xp is np:
             self._give_up("the backend is numpy, and CUDA graphs are for a GPU (--backend cupy)")
-        else:
-            self.stream = _stream(self.xp, self.xp.cuda.runtime.getDevice(), threading.get_ident())
 
     @contextmanager
     def on_its_stream(self) -> Iterator[None]:
@@ -66,6 +60,7 @@ class GraphedStep:
             yield
             return
         outside = self.xp.cuda.get_current_stream()
+        self.stream = _stream(self.xp, self.xp.cuda.runtime.getDevice(), threading.get_ident())
         self.stream.wait_event(outside.record())
         with self.stream:
             try:
@@ -82,7 +77,8 @@ class GraphedStep:
             training.take_step(batch)
             return
         if self.graph is not None and self._has_changed():
-            self.graph, self.batch, self.warm_up = None, None, WARM_UP
+            self._forget()
+            self.warm_up = WARM_UP
         if self.batch is None:
             self._make_room(batch)
         self._write(batch)
@@ -104,8 +100,19 @@ class GraphedStep:
         self.graph.launch()
 
     def _give_up(self, reason: str) -> None:
-        self.off, self.graph, self.pool = reason, None, None
+        self.off = reason
+        self._forget()
         self.warn(f"the steps are not captured in a CUDA graph but taken one by one: {reason}")
+
+    def _forget(self) -> None:
+        """Let go of the graph, and of all memory that it holds."""
+        self.graph: Any = None
+        self.pool: Any = None  # the memory of what the graph computes: nothing else, and as long as the graph
+        self.batch: Any = None  # on the device: what the graph reads
+        self.launches: list[Any] = []  # whose tables are written before each replay
+        # What the graph has taken as given:
+        self.settings: list[Any] = []  # looked at when an epoch begins
+        self.arrays: list[Any] = []  # looked at in every step; this also keeps the memory that the graph writes to
 
     # ---- Before each step ----
 
@@ -158,8 +165,8 @@ class GraphedStep:
     # ---- What a graph takes as given ----
 
     def _has_changed(self) -> bool:
-        """Whether a graph would repeat something that is no longer so: arrays that parameters no longer have, what is
-        trained, or, looked at when an epoch begins, modules and their numbers. Then another is captured."""
+        """Whether a graph would repeat something that is no longer so: arrays that parameters and buffers no longer
+        have, what is trained, or, when an epoch begins, modules and their numbers. Then another is captured."""
         if any(tensor.data is not data or tensor.requires_grad != wanted for tensor, data, wanted in self.arrays):
             return True
         begins = self.training.sums.totals is not self.totals

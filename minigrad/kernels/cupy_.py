@@ -99,8 +99,8 @@ def launch(
     values   in a Pack: so many columns belong to one thread
     parts    how many blocks share the rows; as many as keep the GPU busy unless given
 
-    Python's integers become the kernel's Index, its floats are double already; anything else would reach the kernel
-    as wrong bits, without an error. Raises ShapeError if the matrix has too many columns.
+    Integers and bools, Python's or NumPy's, become the kernel's Index, Python's floats are double already; anything
+    else would reach the kernel as wrong bits, without an error. Raises ShapeError if the matrix has too many columns.
     """
     given, integers, longest = list(args), [], 0
     for i, a in enumerate(args):

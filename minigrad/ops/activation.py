@@ -29,13 +29,15 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
              the mask of a row then does not depend on its place in the batch
     returns  x's shape
     saves    nothing: the same key drops the same values of dy
-    raises   MinigradError if p is not in [0, 1); ShapeError if rows are not (N,)
+    raises   MinigradError if p is not in [0, 1); ShapeError if rows are not as many
     source   Srivastava et al.: Dropout, JMLR 15, 2014
     """
     check_alike("dropout", x)
     check_probability(p)
-    if rows is not None and rows.shape != x.shape[:1]:
-        raise ShapeError(f"dropout got an input of shape {x.shape} and rows of shape {rows.shape}, wants (N,)")
+    if rows is not None and (x.ndim == 0 or len(rows) != len(x)):
+        raise ShapeError(
+            f"dropout got an input of shape {x.shape} and {len(rows)} rows, wants one for each of its first axis"
+        )
     if p == 0 or x.size == 0:
         return x
     k = kernels(x.data)

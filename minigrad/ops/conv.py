@@ -119,10 +119,12 @@ def conv_bn_relu(
         sizes = ", ".join(str(unit.weight.shape) for unit in units)
         raise ShapeError(f"conv_bn_relu wants filters of one size, all with a bias or none: got {sizes}")
     for unit in units:
-        o, *norm = [v.shape for v in (unit.weight, unit.gamma, unit.beta, unit.running_mean, unit.running_var)]
-        if any(shape != o[:1] for shape in norm):
-            raise ShapeError(f"conv_bn_relu got {o[0]} filters, and gamma, beta, running mean and variance of {norm}")
-        check_statistics(x, unit.running_mean, unit.running_var)
+        filters, *norm = [v.shape for v in (unit.weight, unit.gamma, unit.beta, unit.running_mean, unit.running_var)]
+        if any(shape != filters[:1] for shape in norm):
+            raise ShapeError(
+                f"conv_bn_relu got {filters[0]} filters, and gamma, beta, running mean and variance of {norm}"
+            )
+        check_statistics("conv_bn_relu", x, unit.running_mean, unit.running_var)
     parameters = [parameter for unit in units for parameter in unit[:4]]
     check_alike("conv_bn_relu", x, *(parameter for parameter in parameters if parameter is not None))
     if not training and any(tensor is not None and tensor.needs_grad for tensor in (x, *parameters)):

@@ -45,7 +45,7 @@ def batch_norm(
         raise ShapeError(f"batch_norm got an input of shape {x.shape}, gamma {gamma.shape} wants (N, {c}, H, W)")
     if x.size == 0:
         raise ShapeError(f"batch_norm got an empty input {x.shape}")
-    check_statistics(x, running_mean, running_var)
+    check_statistics("batch_norm", x, running_mean, running_var)
     images_in, scale, shift, k = x.data, gamma.data, beta.data, kernels(x.data)
     if training:
         check_count(x.shape)
@@ -62,17 +62,17 @@ def batch_norm(
     return record("batch_norm", y, (x, gamma, beta), backward)
 
 
-def check_statistics(x: Tensor, *running: Array) -> None:
-    """Raise BackendError or DtypeError where running statistics are no arrays of floats, which can move in place, or
-    not where x is."""
+def check_statistics(op: str, x: Tensor, *running: Array) -> None:
+    """Raise where running statistics are not arrays on x's side, host or device (BackendError), or hold no floats
+    (DtypeError): they are moved in place."""
     here = array_module(x.data)
     for array in running:
         if (there := array_module(array)) is not here:  # which refuses a tensor
             raise BackendError(
-                f"batch_norm got an input of {here.__name__} and running statistics of {there.__name__}: {MOVE}"
+                f"{op} got an input of {here.__name__} and running statistics of {there.__name__}: {MOVE}"
             )
         if array.dtype.kind != "f":
-            raise DtypeError(f"batch_norm keeps its running statistics as floats, got {array.dtype}")
+            raise DtypeError(f"{op} keeps its running statistics as floats, got {array.dtype}")
 
 
 def check_count(shape: tuple[int, ...]) -> None:

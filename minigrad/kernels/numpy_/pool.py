@@ -88,9 +88,9 @@ def max_pool_dx(dy: Array, winners: list[Array], window: Window) -> Array:
 
 
 def block_budget(window: Window) -> int:
-    """Bytes of a block's output. Twice the usual, since a maximum is many short calls; but with a stride the input is
-    larger, and its columns are copied apart."""
-    return 2 * BLOCK_BYTES // window.stride[1]
+    """Bytes of a block's output. Twice the usual, since a maximum is many short calls; not with a stride, where the
+    input is larger, and its columns are copied apart."""
+    return 2 * BLOCK_BYTES if window.stride == (1, 1) else BLOCK_BYTES
 
 
 def phases(x: Array, axis: int, stride: Pair) -> list[Array]:
