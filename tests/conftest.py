@@ -12,6 +12,7 @@ import cuda_on_cpu
 import fake_cupy
 import pytest
 from kernel_cases import TOLERANCE, Case, Check, arguments, assert_close, bring_all, call, expected, scale_of
+from leaves import Make, leaf_on
 
 from minigrad import backend
 from minigrad.kernels import kernels
@@ -99,3 +100,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def make(xp: Any) -> Make:
+    """Leaves on the backend of the test, float64 and channels-last unless asked otherwise."""
+    return functools.partial(leaf_on, xp)

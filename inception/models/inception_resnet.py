@@ -11,9 +11,7 @@ from inception.models.inception_v4 import reduction_a
 from inception.models.network import Form, Inception, InputSize, Step, glorot
 from minigrad import Tensor, nn
 
-# All but the faces' network start as TF-slim's release of v2 does: its scope for this network says nothing of weights.
-# (Of the faces' there are two ports: facenet's starts by a truncated normal of 0.1, facenet-pytorch's by PyTorch's
-# default, as here.) The paper scales residuals by 0.1 to 0.3; these are the released networks'.
+# The paper scales residuals by 0.1 to 0.3; these are the released networks'.
 SCALE_35, SCALE_17, SCALE_8 = 0.17, 0.10, 0.20
 
 
@@ -71,6 +69,10 @@ def rows_v1() -> list[Step]:
         *(Step(f"resnet_c{i}", resnet_c(192, 192), 1792) for i in range(1, 6)),
     ]
 
+
+# All but the faces' network start as TF-slim's release of v2 does: its scope for this network says nothing of weights.
+# (Of the faces' there are two ports: facenet's starts by a truncated normal of 0.1, facenet-pytorch's by PyTorch's
+# default, as here.)
 
 V1_PAPER = Form(
     name="inception_resnet_v1",

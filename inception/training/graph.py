@@ -36,7 +36,8 @@ class GraphedStep:
     """`Training.take_step` with the same results, bit for bit.
 
     The first steps are taken as ever, on a stream of their own; then one is captured, in memory that nothing else
-    gets. A step that cannot be captured, or a batch of another size, is taken as ever too.
+    gets. A step that cannot be captured, or a batch of another size, is taken as ever too. When what the graph takes as
+    given has changed, it begins anew: see `_has_changed`.
 
     warn   is told, once, why the steps are not captured
     """
