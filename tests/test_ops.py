@@ -1,5 +1,6 @@
-"""All ops: gradients by finite differences, dtype, layout, inputs. What each means: test_ops_conv.py (with dense) and so
-on, a file for each of minigrad/ops. That the kernels behind them compute the right values is shown in test_kernels.py.
+"""All ops: gradients by finite differences, dtype, layout, inputs. What each means: test_ops_conv.py (with dense) and
+so on, a file for each of minigrad/ops. That the kernels behind them compute the right values is shown in
+test_kernels.py.
 """
 
 from __future__ import annotations
