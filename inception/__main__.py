@@ -18,13 +18,13 @@ import numpy as np
 import minigrad
 from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
 from inception.export import export_onnx
+from inception.files import check_place
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
 from inception.weights import (
     WeightsError,
     check_classes,
-    check_place,
     find_weights,
     is_address,
     is_shipped,

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from inception.weights import replace_file
+from inception.files import replace_file
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import array_module, asarray, to_host
 from minigrad.errors import MinigradError

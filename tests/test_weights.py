@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inception.files import FileError, check_place
 from inception.models import create_model
-from inception.weights import FORMAT, WeightsError, check_place, load_model, load_weights, read_arrays, save_weights
+from inception.weights import FORMAT, WeightsError, load_model, load_weights, read_arrays, save_weights
 from inception.weights.pytorch import write_pytorch
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import asarray, to_host
@@ -166,7 +167,7 @@ def test_a_failure_while_writing_leaves_the_old_file(
         raise error
 
     monkeypatch.setattr(f"inception.weights.{'npz' if where == 'np.savez' else 'files'}.{where}", fail)
-    with pytest.raises(WeightsError if isinstance(error, OSError) else type(error)) as caught:
+    with pytest.raises(FileError if isinstance(error, OSError) else type(error)) as caught:
         save_weights(saved, Tiny(), ABOUT)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
@@ -370,9 +371,9 @@ def test_what_is_no_weights_file_at_all(tmp_path: Path) -> None:
 def test_a_place_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     for path in (tmp_path / "notes" / "w.npz", tmp_path / "notes" / "a" / "w.npz"):
-        with pytest.raises(WeightsError, match=r"w\.npz cannot be written \(.*notes is a file, not a directory\)"):
+        with pytest.raises(FileError, match=r"w\.npz cannot be written \(.*notes is a file, not a directory\)"):
             check_place(path)
-    with pytest.raises(WeightsError, match=r"cannot be written \(it is a directory or a device\): name a file"):
+    with pytest.raises(FileError, match=r"cannot be written \(it is a directory or a device\): name a file"):
         check_place(tmp_path)
 
 
@@ -403,7 +404,7 @@ def test_a_name_that_promises_another_kind_of_file(tmp_path: Path, suffix: str) 
 
 def test_a_place_that_fails_even_to_be_cleaned_up(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WeightsError, match="could not be written"):
+    with pytest.raises(FileError, match="could not be written"):
         save_weights(tmp_path / "file" / "w.npz", Tiny(), ABOUT)
 
 

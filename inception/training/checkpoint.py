@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inception import weights
+from inception.files import FileError, check_place
 from inception.training.log import Log, row_of
 from inception.training.loop import Epoch, Evaluation, Sums, Training, warn
 from inception.weights import ABOUT, CHECKPOINT, WeightsError
@@ -49,7 +50,7 @@ def save_checkpoint(path: Path, training: Training, about: dict[str, Any], run: 
 
     about   as in `save_weights`
     run     whatever else is needed to go on, as plain JSON values
-    Raises  WeightsError if it cannot be written, NonFiniteError if the losses or weights are not finite.
+    Raises  FileError if it cannot be written, NonFiniteError if the losses or weights are not finite.
     """
     sums, average = training.sums, training.average
     training.check_losses()
@@ -201,7 +202,7 @@ class Keeper:
                 f"{self.directory} holds a run already: go on with it (--resume {self.directory}), "
                 f"or name another directory (--out)"
             )
-        weights.check_place(place(self.directory, 0))
+        check_place(place(self.directory, 0))
         self.lock = _lock(self.directory)
         try:
             for path in self.directory.glob(".*"):  # of a process that was killed while it wrote
@@ -240,7 +241,7 @@ class Keeper:
         self._try_to_save(place(self.directory, self.training.step))
 
     def save(self) -> None:
-        """Write a checkpoint. Raises WeightsError if that is not possible."""
+        """Write a checkpoint. Raises FileError if that is not possible."""
         if self.directory is not None:
             self._save(place(self.directory, self.training.step))
 
@@ -290,7 +291,7 @@ class Keeper:
         """Whether it is there; if not, a warning has said why."""
         try:
             self._save(path, best)
-        except WeightsError as error:
+        except FileError as error:
             older = self._own()
             kept = f"; the last one, {older[0]}, is whole" if older else ""
             warn(f"{error}{kept}; training goes on and will try again")

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from inception.files import FileError, replace_file
 from inception.training.loop import Epoch
-from inception.weights import WeightsError, replace_file
 from minigrad.errors import MinigradError
 
 Row = dict[str, int | float | None]
@@ -67,7 +67,7 @@ class Log:
                 self.warn(f"{path} was gone and has been written anew, with all its {len(rows)} rows")
             try:
                 replace_file(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
-            except WeightsError as error:
+            except FileError as error:
                 self.warn(f"{error}; its rows are kept, and written with those of the next epoch")
         if self.events is not None:
             for row in rows[self.written :]:

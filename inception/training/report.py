@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inception.weights import WeightsError, replace_file
+from inception.files import FileError, replace_file
 from minigrad.errors import MinigradError
 
 Log = Sequence[Mapping[str, Any]]  # one row an epoch, by the keys of the run's log; None and NaN leave a gap
@@ -377,7 +377,7 @@ def _save(figure: Any, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}))
-    except WeightsError as error:
+    except FileError as error:
         raise ReportError(str(error)) from None
     except OSError as error:
         raise ReportError(f"{path} could not be written ({error.strerror or error})") from None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from inception.data import Augment, Dataset, Loader, mean_and_std, open_data, split
+from inception.files import check_place
 from inception.models import create_model
 from inception.training import report
 from inception.training.alarms import Watchdog
@@ -26,7 +27,7 @@ from inception.training.checkpoint import Checkpoint, CheckpointError, Keeper, r
 from inception.training.log import Row, as_json, row_of
 from inception.training.loop import Epoch, Evaluation, Stopped, Training, evaluate, predictions, warn
 from inception.training.recipes import RECIPES, Recipe
-from inception.weights import check_place, check_suffix, save_weights
+from inception.weights import check_suffix, save_weights
 from minigrad import Tensor, backend, num_threads, ops
 from minigrad.errors import MinigradError, NonFiniteError, no_such
 from minigrad.nn import Module

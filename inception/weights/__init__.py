@@ -20,11 +20,11 @@ import numpy as np
 from inception.download import Published, fetch
 from inception.models import Inception, create_model
 from inception.weights import names
-from inception.weights.files import WeightsError, check_place, replace_file
 from inception.weights.npz import (
     ABOUT,
     CHECKPOINT,
     FORMAT,
+    WeightsError,
     as_text,
     read_arrays,
     read_npz,
@@ -183,7 +183,6 @@ __all__ = [
     "WeightsError",
     "as_text",
     "check_classes",
-    "check_place",
     "check_suffix",
     "find_weights",
     "is_address",
@@ -191,7 +190,6 @@ __all__ = [
     "load_model",
     "load_weights",
     "read_arrays",
-    "replace_file",
     "save_weights",
     "shipped",
     "take_description",

@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from inception.weights.files import WeightsError, replace_file
+from inception.files import FileError, replace_file
 
 FORMAT = 1
 ABOUT, CHECKPOINT = "about.json", "checkpoint.json"  # what describes weights; what makes a file a checkpoint too
+
+
+class WeightsError(FileError):
+    """A weights file cannot be read or written, or is not what is wanted."""
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from inception.weights.files import WeightsError, replace_file
-from inception.weights.npz import FORMAT, check_format, check_plain
+from inception.files import replace_file
+from inception.weights.npz import FORMAT, WeightsError, check_format, check_plain
 from inception.weights.safetensors import widened
 
 _DTYPES = {

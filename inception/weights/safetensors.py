@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from inception.weights.files import WeightsError, replace_file
+from inception.files import replace_file
+from inception.weights.npz import WeightsError
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1",

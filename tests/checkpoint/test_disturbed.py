@@ -22,9 +22,9 @@ import tiny_run
 from tiny_run import OPTIONS, STEPS, assert_same, go_on, options, outcome
 
 from inception.__main__ import main
+from inception.files import FileError
 from inception.training import Training, open_checkpoint, run
 from inception.training.checkpoint import BEST, find_checkpoints
-from inception.weights import WeightsError
 from minigrad.errors import NonFiniteError
 
 run_module = importlib.import_module("inception.training.run")
@@ -272,7 +272,7 @@ def test_a_stop_that_cannot_be_saved_is_an_error(
 
     stop_after(1)
     monkeypatch.setattr(np, "savez", savez)
-    with pytest.raises(WeightsError, match=r"checkpoint-00000001\.npz could not be written \(Read-only file system\)"):
+    with pytest.raises(FileError, match=r"checkpoint-00000001\.npz could not be written \(Read-only file system\)"):
         run(options(tmp_path / "run"))
 
 
@@ -292,7 +292,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_training(
 
     monkeypatch.setattr(Path, "touch", touch)
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
-    with pytest.raises(WeightsError, match=r"cannot be written \(Permission denied\)"):
+    with pytest.raises(FileError, match=r"cannot be written \(Permission denied\)"):
         go_on(out, weights=tmp_path / "w.npz") if resume else run(options(tmp_path / "new"))
 
 

@@ -21,6 +21,7 @@ from tiny_run import RECIPE, STEPS, assert_same, go_on, options, outcome
 from inception.__main__ import main
 from inception.data import Loader, Preprocessing, mean_and_std
 from inception.data.pictures import Pictures
+from inception.files import FileError
 from inception.training import Recipe, Run, Stopped, Training, open_checkpoint, resumed, run
 from inception.training.checkpoint import BEST, CheckpointError, find_checkpoints, restore, save_checkpoint
 from inception.weights import CHECKPOINT, WeightsError, load_weights, read_arrays
@@ -296,7 +297,7 @@ def test_the_best_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if path.name == BEST:
             tries.append(path)
             if len(tries) == 2:
-                raise WeightsError(f"{path} could not be written")
+                raise FileError(f"{path} could not be written")
         plain(path, *rest)
 
     monkeypatch.setattr(checkpoint_module, "save_checkpoint", save)
