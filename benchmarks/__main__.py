@@ -52,8 +52,8 @@ from benchmarks.measure import (
     start,
 )
 from benchmarks.tables import Found, medians, print_compare, print_kernels, print_layers, products_in, table
+from inception.files import replace_file
 from inception.models import create_model, form_of, list_models
-from inception.weights import replace_file
 from minigrad import set_backend, set_num_threads, summary
 from minigrad.backend import BACKENDS, PRECISIONS
 from minigrad.errors import MinigradError, no_such

@@ -166,7 +166,7 @@ def test_a_failure_while_writing_leaves_the_old_file(
             first.write(b"half of it")
         raise error
 
-    monkeypatch.setattr(f"inception.weights.{'npz' if where == 'np.savez' else 'files'}.{where}", fail)
+    monkeypatch.setattr(f"inception.{'weights.npz' if where == 'np.savez' else 'files'}.{where}", fail)
     with pytest.raises(FileError if isinstance(error, OSError) else type(error)) as caught:
         save_weights(saved, Tiny(), ABOUT)
     assert saved.read_bytes() == before
