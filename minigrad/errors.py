@@ -1,6 +1,7 @@
 """The errors minigrad raises on purpose. Each message is one sentence: what was wrong, where, what to do."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ class MinigradError(Exception):
 
     def __str__(self) -> str:
         message = super().__str__()
-        return f"{self.layer_path}: {message}" if self.layer_path else message
+        return printable(f"{self.layer_path}: {message}" if self.layer_path else message)
 
 
 class ShapeError(MinigradError, ValueError):
@@ -49,6 +50,17 @@ class NonFiniteError(MinigradError, ArithmeticError):
 
 
 # ---- What several messages say in the same way ----
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks and marks of writing direction escaped, as in Python's literals:
+    names from files and networks must not steer a terminal, nor start a line of their own.
+
+    Escapes the Unicode categories Cc, Cf, Cs, Co, Cn, Zl and Zp. Letters of any language and spaces stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: Any, choices: Iterable[str]) -> str:
