@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import nullcontext
 from typing import Any
 
@@ -258,14 +257,12 @@ class Dropout(Module):
     from a stream of its own (numbered by the order of construction), a new mask at every call.
     """
 
-    _made = itertools.count()
-
     def __init__(self, p: float):
         check_probability(p)
         self.p = p
         self.key: Key | None = None
         self.rows: Array | None = None
-        self._own_key, self._calls = Key(0).fold("dropout", next(self._made)), 0
+        self._own_key, self._calls = next_key("dropout"), 0
 
     def take_key(self, key: Key, rows: Array | None) -> None:
         self.key, self.rows = key, rows
