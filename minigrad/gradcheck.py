@@ -9,9 +9,10 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.errors import DtypeError, GradientMismatch, GraphError
+from minigrad.graph import no_grad
 from minigrad.layout import Array
 from minigrad.random import Key, normal
-from minigrad.tensor import Tensor, check_alike, no_grad
+from minigrad.tensor import Tensor, check_alike
 
 STEPS = (1e-5, 1e-6, 1e-7)
 Function = Callable[..., Tensor | Sequence[Tensor]]

@@ -176,7 +176,8 @@ class _Streams:
 
 
 # A context variable, so that threads that build models at the same time do not take each other's streams.
-_streams: ContextVar[_Streams] = ContextVar("streams", default=_Streams(0))
+_unseeded = _Streams(0)
+_streams: ContextVar[_Streams] = ContextVar("streams", default=_unseeded)
 
 
 def next_key(kind: str = "") -> Key:
