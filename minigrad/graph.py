@@ -59,10 +59,8 @@ def _set(on: bool) -> Iterator[None]:
 class Changes:
     """How often the values of a tensor have been changed in place, and by what at last. Its views share the count."""
 
-    __slots__ = ("by", "count")
-
-    def __init__(self) -> None:
-        self.count, self.by = 0, ""
+    count = 0
+    by = ""
 
 
 class Node:
@@ -85,7 +83,7 @@ class Node:
         self.inputs = inputs
         self.backward = backward
         # The tensors whose values `backward` reads, as they were: what counts their changes, and how many there were.
-        self.kept = [(t.changes, t.changes.count, type(t), t.shape) for t in kept if t is not None]
+        self.kept = [(t.changes, t.changes.count, type(t), t.data.shape) for t in kept if t is not None]
         self.parts = parts  # how many results the op has
         self.owner: weakref.ref[Tensor] | None = None  # the tensor whose .grad is wanted: a leaf, or retain_grad
 
@@ -117,7 +115,8 @@ def walk(root: Node, gradient: Array) -> None:
                 f"backward() reached '{node.name}' a second time, but what it kept was freed after the first: "
                 "compute the loss again before every backward(), and sum losses before one common backward()"
             )
-        _check_unchanged(node)
+        if node.kept:
+            _check_unchanged(node)
         results = backward(dy)
         if not isinstance(results, (tuple, list)):
             results = (results,)
@@ -167,9 +166,8 @@ def _topological(root: Node) -> list[Node]:
 
 def _hand_over(gradient: Array, node: Node, tensor: Tensor) -> None:
     """Add a gradient to the `.grad` of the tensor that wants it: of a leaf, unless it has been frozen since."""
-    if (node.shape, node.dtype) != (tensor.shape, tensor.dtype) or array_module(gradient) is not array_module(
-        tensor.data
-    ):
+    moved = tensor.node is not node and array_module(tensor.data) is not array_module(gradient)
+    if moved or tensor.dtype != node.dtype:
         raise GraphError(
             f"backward() has a gradient for a {type(tensor).__name__} of shape {node.shape} that has been moved or "
             "converted since forward (model.to, model.astype): call backward() before, or compute the loss again"

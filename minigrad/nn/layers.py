@@ -275,7 +275,8 @@ class Dropout(Module):
     """Drop values with probability p in training, pass everything on in evaluation: see ops.dropout.
 
     `model.set_key` hands every dropout layer its random numbers for a step. A layer that never got a key draws
-    from a stream of its own (numbered by the order of construction), a new mask at every call.
+    from a stream of its own (numbered by the order of construction), a new mask at every call. With a key, a layer that
+    is used twice drops the same values in both uses.
     """
 
     def __init__(self, p: float):
