@@ -40,7 +40,7 @@ class CallObserver(Protocol):
     def leave(self, *modules: Module) -> None: ...
 
 
-_CONTAINERS = (list, tuple, dict)
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # the types of most attributes
 
 observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
 
@@ -97,37 +97,38 @@ class Module:
 
     # --- walking the tree
 
-    def members(self, kind: type) -> list[tuple[str, Any]]:
-        """(name, value) of each attribute of a kind, and of those in lists, tuples and dicts, as "layers.0"."""
+    def members(self, *kinds: type) -> list[tuple[str, Any]]:
+        """(name, value) of each attribute of these kinds, and of those in lists, tuples and dicts, as "layers.0"."""
         found: list[tuple[str, Any]] = []
-        for name, value in vars(self).items():
-            if isinstance(value, kind):
-                found.append((name, value))
-            elif isinstance(value, _CONTAINERS):
-                _look_into(value, name, kind, found, ())
+        _look_into(vars(self), "", kinds, found, ())
         return found
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of each direct child, in the order of definition: twice if it has two names."""
         return iter(self.members(Module))
 
-    def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of this module (path "") and all below it, in the order of definition, each once: a layer that
-        is used twice has its first path, and one that keeps its parent makes no circle."""
+    def _walk(self, path: str, *kinds: type) -> Iterator[tuple[str, Module, list[tuple[str, Any]]]]:
+        """(path, module, its members of these kinds) of this module and all below it, each once."""
         seen: set[int] = set()
         stack: list[tuple[str, Module]] = [(path, self)]
         while stack:
             path, module = stack.pop()
             if id(module) not in seen:
                 seen.add(id(module))
-                yield path, module
-                stack += [(f"{path}.{name}" if path else name, child) for name, child in module.children()][::-1]
+                members = module.members(Module, *kinds)
+                yield path, module, members
+                stack += [(f"{path}.{n}" if path else n, m) for n, m in reversed(members) if isinstance(m, Module)]
+
+    def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
+        """(path, module) of this module (path "") and all below it, in the order of definition, each once: a layer that
+        is used twice has its first path, and one that keeps its parent makes no circle."""
+        return ((path, module) for path, module, _ in self._walk(path))
 
     def _named(self, kind: type, but_not: type | tuple[()] = ()) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, value in module.members(kind):
-                if not isinstance(value, but_not) and id(value) not in seen:
+        for path, _, members in self._walk("", kind):
+            for name, value in members:
+                if isinstance(value, kind) and not isinstance(value, but_not) and id(value) not in seen:
                     seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
 
@@ -286,13 +287,17 @@ class Module:
         return ""
 
 
-def _look_into(container: Any, path: str, kind: type, found: list[tuple[str, Any]], around: tuple[Any, ...]) -> None:
-    """Add (path, value) of all of a kind that a container holds, at any depth."""
+def _look_into(
+    container: Any, path: str, kinds: tuple[type, ...], found: list[tuple[str, Any]], around: tuple[Any, ...]
+) -> None:
+    """Add (path, value) of all of these kinds that a container holds, at any depth."""
     for key, value in container.items() if isinstance(container, dict) else enumerate(container):
-        if isinstance(value, kind):
-            found.append((f"{path}.{key}", value))
-        elif isinstance(value, _CONTAINERS) and not any(value is outer for outer in (container, *around)):  # no circle
-            _look_into(value, f"{path}.{key}", kind, found, (container, *around))
+        if type(value) in _PLAIN:
+            continue
+        if isinstance(value, kinds):
+            found.append((f"{path}{key}", value))
+        elif isinstance(value, (list, tuple, dict)) and not any(value is outer for outer in around):  # no circle
+            _look_into(value, f"{path}{key}.", kinds, found, (*around, value))
 
 
 def new_parameter(shape: tuple[int, ...], dtype: Any = np.float32) -> Parameter:
