@@ -83,7 +83,7 @@ class Node:
         self.inputs = inputs
         self.backward = backward
         # The tensors whose values `backward` reads, as they were: what counts their changes, and how many there were.
-        self.kept = [(t.changes, t.changes.count, type(t), t.data.shape) for t in kept if t is not None]
+        self.kept = [(t.changes, t.changes.count, type(t), t.data.shape) for t in kept if t is not None] if kept else ()
         self.parts = parts  # how many results the op has
         self.owner: weakref.ref[Tensor] | None = None  # the tensor whose .grad is wanted: a leaf, or retain_grad
 
@@ -189,7 +189,7 @@ def _check_unchanged(node: Node) -> None:
 
 def _check(node: Node, parent: Node, dx: Array) -> None:
     """Raise GraphError where a backward returned something that is no gradient of its input."""
-    if hasattr(dx, "requires_grad") or not hasattr(dx, "dtype"):
+    if not hasattr(dx, "strides"):  # a tensor has none either
         raise GraphError(
             f"backward of '{node.name}' returned a {type(dx).__name__}, not an array: compute with the .data of tensors"
         )

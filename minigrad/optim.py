@@ -125,10 +125,11 @@ class Optimizer:
                 f"{type(self).__name__} has no kernel that updates parameter {apart[0]}: a graph would repeat the "
                 "learning rate of the step that it was captured in"
             )
+        by = f"{type(self).__name__}.step()"
         for i in apart:
             slot = due[i]
             slot.updates += 1
-            _count_change(slot.param, self)
+            _count_change(slot.param, by)
             self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
         if len(apart) < len(rows):
             self.together.place({i: row for i, row in rows.items() if row is not None})
@@ -142,11 +143,11 @@ class Optimizer:
     def renew(self, lr: float, momentum: float | None = None) -> None:
         """What is left for the host to do where a CUDA graph that has captured `step` is replayed: count an update of
         the same parameters, and say its numbers (`together.upload` writes them)."""
-        numbers = {}
+        numbers, by = {}, f"{type(self).__name__}.step()"
         for i in self.together.placed[0]:
             slot = self.slots[i]
             slot.updates += 1
-            _count_change(slot.param, self)
+            _count_change(slot.param, by)
             numbers[i] = [lr * slot.lr_scale, slot.updates, *_flat(self._options(slot, momentum).values())]
         self.together.tell(numbers)
 
@@ -529,7 +530,7 @@ class ClipByNorm:
             raise BackendError("the gradients are of several dtypes, and no kernel clips these together")
         squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
         norm = xp.sqrt(xp.sum(xp.stack(squares)))
-        factor = xp.where(xp.isfinite(norm), xp.minimum(1.0, self.max_norm / (norm + 1e-6)), 1.0)
+        factor = xp.where(xp.isfinite(norm), xp.minimum(1.0, self.max_norm / (norm + 1e-6)), 1.0)[()]
         for p in params:
             p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
         return xp.asarray(norm)
@@ -573,10 +574,10 @@ def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
     return d
 
 
-def _count_change(param: Parameter, optimizer: Optimizer) -> None:
+def _count_change(param: Parameter, by: str) -> None:
     """Tell a tensor that its values change in place; other parameters (see Parameter) do not count."""
     if isinstance(param, Tensor):
-        param.changed(f"{type(optimizer).__name__}.step()")
+        param.changed(by)
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:
