@@ -41,6 +41,7 @@ class CallObserver(Protocol):
 
 
 observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
+_outline: ContextVar[bool] = ContextVar("_outline", default=False)
 
 
 class Module:
@@ -173,8 +174,12 @@ class Module:
         wanted = dict(self._named(Tensor))
         return {path: np.array(to_host(tensor.data), order="C") for path, tensor in wanted.items()}
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """path -> shape of every parameter and buffer; of an `outline` too."""
+        return {path: tensor.shape for path, tensor in self._named(Tensor)}
+
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Overwrite every parameter and buffer, in place.
+        """Overwrite every parameter and buffer, in place; those of an `outline` get memory of their own.
 
         Raises StateError that lists all missing, unexpected and misshapen entries; nothing is changed then.
         """
@@ -197,6 +202,8 @@ class Module:
         except (TypeError, ValueError) as error:
             raise StateError(f"these weights hold something that is not a number: {error}") from None
         for name, tensor in mine.items():
+            if isinstance(tensor.data, np.ndarray) and not tensor.data.flags.writeable:
+                tensor.data = new_array(tensor.shape, dtype=tensor.dtype)
             tensor.data[...] = array_module(tensor.data).asarray(arrays[name])
 
     def to(self, name: str) -> Module:
@@ -232,6 +239,35 @@ class Module:
         return ""
 
 
-def new_parameter(shape: tuple[int, ...], dtype: Any = np.float32) -> Parameter:
-    """An uninitialised parameter on the default backend, channels-last if of rank 4."""
-    return Parameter(empty_images(backend.default_module(), shape, np.dtype(dtype)))
+@contextmanager
+def outline() -> Iterator[None]:
+    """Within the block layers are built as outlines: their arrays have shapes, but no memory, and nothing is drawn.
+
+    `load_state_dict` compares the shapes, then gives the arrays memory and numbers. A module whose weights lie in a
+    file is built like this: drawing weights would be lost time, and no memory is taken on the word of the file.
+    """
+    token = _outline.set(True)
+    try:
+        yield
+    finally:
+        _outline.reset(token)
+
+
+def outlined() -> bool:
+    """Whether layers are built as outlines here: whoever fills their arrays leaves it out then."""
+    return _outline.get()
+
+
+def new_array(shape: tuple[int, ...], fill: float | None = None, dtype: Any = np.float32) -> Array:
+    """An array for a layer on the default backend, channels-last if of rank 4; uninitialised without `fill`."""
+    if outlined():
+        return np.broadcast_to(np.zeros((), dtype), shape)
+    array = empty_images(backend.default_module(), shape, np.dtype(dtype))
+    if fill is not None:
+        array[...] = fill
+    return array
+
+
+def new_parameter(shape: tuple[int, ...], fill: float | None = None) -> Parameter:
+    """A parameter on `new_array`."""
+    return Parameter(new_array(shape, fill))
