@@ -17,6 +17,7 @@ import numpy as np
 import minigrad
 from inception.console import say, warn
 from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
+from inception.data.pictures import SUFFIXES as PICTURES
 from inception.export import export_onnx
 from inception.files import check_place, open_file, parse_json
 from inception.models import compare, create_model, googlenet, list_models
@@ -298,7 +299,7 @@ def _predict(weights: str | None, pictures: list[str], model: str | None, top: i
     _at_least("--top", top, 1)
     first = pictures[0]
     first_are_weights = is_shipped(first) or of_run(Path(first)) or are_weights(Path(first))
-    if weights is None and (is_address(first) or first_are_weights):
+    if weights is None and (first_are_weights or (is_address(first) and not first.lower().endswith(PICTURES))):
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")

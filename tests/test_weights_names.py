@@ -151,6 +151,14 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert same(load_model(tmp_path / "old.safetensors")[0].state_dict(), model.state_dict())
 
 
+def test_classes_of_imagenet_have_names() -> None:
+    """Four of the thousand, by their numbers in ILSVRC 2012."""
+    _, about = names.adopt(numbered("torchvision_googlenet"), None)
+    assert len(about["classes"]) == 1000
+    known = {0: "tench", 207: "golden retriever", 281: "tabby", 999: "toilet tissue"}
+    assert {k: about["classes"][k] for k in known} == known
+
+
 # ---- recognition ----
 
 
@@ -245,7 +253,7 @@ def test_a_kind_is_recognised_by_its_content(tmp_path: Path, suffix: str) -> Non
 
 
 def test_what_are_no_weights(tmp_path: Path) -> None:
-    for content in (b"", b"PK", b"\x89PNG\r\n", b"{}", b"\x80", b"\x80\x07"):
+    for content in (b"", b"P6 1 1", b"\x89PNG\r\n", b"{}", b"\x80", b"\x80\x07"):
         (tmp_path / "x").write_bytes(content)
         assert not are_weights(tmp_path / "x")
         with pytest.raises(WeightsError):

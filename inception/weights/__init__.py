@@ -14,12 +14,12 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from inception.download import Published, fetch
-from inception.files import allow, open_file
+from inception.files import FileError, allow, open_file
 from inception.models import Inception, create_model
 from inception.weights import names
 from inception.weights.npz import (
@@ -76,7 +76,9 @@ def load_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     The content says which kind of file it is, not the name. Raises WeightsError naming the file and what is wrong.
     """
-    kind = _kind(path) or path.suffix.lower()  # a damaged file is told of by the reader that its name suggests
+    kind = _kind(path)
+    if kind in ("", ".zip"):  # a damaged file: the reader that its name suggests says what is wrong
+        kind = path.suffix.lower()
     if kind == ".safetensors":
         arrays, texts = read_safetensors(path)
         return arrays, _described(path, texts)
@@ -86,20 +88,30 @@ def load_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _kind(path: Path) -> str:
-    """.safetensors, .pth or .npz, as the content has it; nothing if it is none of them, or cannot be read."""
+    """.safetensors, .pth or .npz, as the content has it; .zip for an archive that is damaged or of something else;
+    nothing for other files, and those that cannot be opened.
+    """
     try:
         with open_file(path) as file:
             start = file.read(9)
             if start.startswith(b"PK"):
-                with zipfile.ZipFile(file) as archive:
-                    names = archive.namelist()
-                pickled = any(name.endswith("/data.pkl") for name in names)
-                return ".pth" if pickled else ".npz" if any(name.endswith(".npy") for name in names) else ""
-    except Exception:  # a damaged archive can raise anything: its reader says what is wrong
+                return _kind_of_archive(file)
+    except (FileError, OSError):
         return ""
     if start[8:] == b"{":
         return ".safetensors"
-    return ".pth" if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and len(start) > 1 else ""
+    return ".pth" if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") else ""
+
+
+def _kind_of_archive(file: BinaryIO) -> str:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged archive can raise anything
+        return ".zip"
+    if any(name.endswith("/data.pkl") for name in names):
+        return ".pth"
+    return ".npz" if any(name.endswith(".npy") for name in names) else ".zip"
 
 
 def are_weights(path: Path) -> bool:
@@ -137,6 +149,8 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
             raise WeightsError(f"it holds {about.get('model')}, not {name}: leave out --model")
         if lacking := [key for key in _NEEDED if key not in about]:
             raise WeightsError(f"its description lacks {', '.join(lacking)}")
+        if not isinstance(about["model"], str) or not isinstance(about["options"], dict):
+            raise WeightsError("its description must have a name as model, and an object as options")
         with nn.outline():
             model = create_model(about["model"], **about["options"])
         model.load_state_dict(names.inward(model, arrays))

@@ -192,7 +192,7 @@ class _Fit(NamedTuple):
         rest = sorted(set(state) - set(self.names.values()))
         left = f"; left out: {_list(rest)}" if rest else ""
         report = f"{self.project.title}: {len(self.names)} arrays by name{self.swapped}{left}"
-        about = {"model": self.project.model, "options": self.options, **self.project.pictures, "source": report}
+        about = {"model": self.project.model, "options": self.options, **self.project.about, "source": report}
         return self.model, about
 
 

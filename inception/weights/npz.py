@@ -73,7 +73,12 @@ def _read_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         except (ValueError, KeyError):
             raise WeightsError(f"{path}: {name!r} in it is no array") from None
         size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or size != member.file_size - file.tell() or (dtype.itemsize == 0 and shape):
+        if (
+            dtype.hasobject
+            or min(shape, default=0) < 0
+            or size != member.file_size - file.tell()
+            or (dtype.itemsize == 0 and shape)
+        ):
             raise WeightsError(
                 f"{path}: {name!r} is described as {str(shape)[:80]} of {str(dtype)[:40]}, which are "
                 f"not the {member.file_size - file.tell():,} bytes that follow"
@@ -93,7 +98,7 @@ def check_plain(path: Path, archive: zipfile.ZipFile) -> None:
         raise WeightsError(
             f"{path}: its members promise {promised:,} bytes, the file has {there:,}; weights are stored uncompressed"
         )
-    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+    if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in archive.infolist()):
         raise WeightsError(f"{path}: its members are compressed; weights are stored uncompressed")
 
 
@@ -132,6 +137,6 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if count := about["average_count"]:
             averages = {name.removeprefix("average/"): x for name, x in arrays.items() if name.startswith("average/")}
             return {name: x * (1.0 / count) for name, x in averages.items()}, about
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, OverflowError):
         raise WeightsError(f"{path}: its description {ABOUT!r} does not say how its average was taken") from None
     return {name: x for name, x in arrays.items() if "/" not in name}, about

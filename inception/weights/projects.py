@@ -9,6 +9,7 @@ and of the UvA deep-learning tutorial 5. tests/keys holds their names and shapes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 # Each project's names of the units in a module, in the order in which they run.
@@ -121,7 +122,13 @@ _FACENET = {
     "fc1": "logits",
 }
 
-_TO_PLUS_MINUS_1 = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+def _imagenet() -> list[str]:
+    """The names of ImageNet's 1000 classes as torchvision has them; its licence lies beside them."""
+    return Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
+
+
+_IMAGENET = {"mean": [0.5] * 3, "std": [0.5] * 3, "classes": _imagenet()}  # pixels in [−1, 1]
 
 
 class Project(NamedTuple):
@@ -130,7 +137,7 @@ class Project(NamedTuple):
     title: str
     model: str  # our name
     rows: Mapping[str, str]  # our row -> their name of it, or "prefix: names of its units"
-    pictures: Mapping[str, Any]  # how they are prepared: see data.Preprocessing
+    about: Mapping[str, Any]  # how pictures are prepared (see data.Preprocessing), and the names of the classes
 
 
 PROJECTS = [
@@ -139,25 +146,25 @@ PROJECTS = [
         "googlenet_torchvision",
         _GOOGLENET,
         # Its transform_input, after the usual normalisation, comes to [−1, 1].
-        {"size": [224, 224], "resize": 256, "interpolation": "bilinear", **_TO_PLUS_MINUS_1},
+        {"size": [224, 224], "resize": 256, "interpolation": "bilinear", **_IMAGENET},
     ),
     Project(
         "torchvision's (or timm's) inception_v3",
         "inception_v3",
         _V3,
-        {"size": [299, 299], "resize": 342, "interpolation": "bilinear", **_TO_PLUS_MINUS_1},
+        {"size": [299, 299], "resize": 342, "interpolation": "bilinear", **_IMAGENET},
     ),
     Project(
         "timm's inception_v4",
         "inception_v4",
         _V4,
-        {"size": [299, 299], "resize": 341, "interpolation": "bicubic", **_TO_PLUS_MINUS_1},
+        {"size": [299, 299], "resize": 341, "interpolation": "bicubic", **_IMAGENET},
     ),
     Project(
         "timm's inception_resnet_v2",
         "inception_resnet_v2",
         _RESNET,
-        {"size": [299, 299], "resize": 333, "interpolation": "bicubic", **_TO_PLUS_MINUS_1},
+        {"size": [299, 299], "resize": 333, "interpolation": "bicubic", **_IMAGENET},
     ),
     Project(
         "the UvA tutorial's GoogLeNet",

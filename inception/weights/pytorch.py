@@ -104,7 +104,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarra
     check_plain(path, archive)
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refused("no PyTorch file: an archive without data.pkl")
+        raise Refused(f"no PyTorch file: an archive with{' several' if pickles else 'out'} data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise Refused("written on a big-endian machine, which is not read here")

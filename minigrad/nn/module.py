@@ -16,7 +16,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import array_module, to_host
-from minigrad.errors import DtypeError, MinigradError, StateError, differences
+from minigrad.errors import DtypeError, MinigradError, ShapeError, StateError, differences
 from minigrad.layout import Array, empty_images, moved
 from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
@@ -261,7 +261,10 @@ def outlined() -> bool:
 def new_array(shape: tuple[int, ...], fill: float | None = None, dtype: Any = np.float32) -> Array:
     """An array for a layer on the default backend, channels-last if of rank 4; uninitialised without `fill`."""
     if outlined():
-        return np.broadcast_to(np.zeros((), dtype), shape)
+        try:
+            return np.broadcast_to(np.zeros((), dtype), shape)
+        except ValueError:
+            raise ShapeError(f"an array of shape {shape} has more numbers than memory has addresses") from None
     array = empty_images(backend.default_module(), shape, np.dtype(dtype))
     if fill is not None:
         array[...] = fill
