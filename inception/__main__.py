@@ -19,7 +19,7 @@ from inception.console import say, warn
 from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
 from inception.data.pictures import SUFFIXES as PICTURES
 from inception.export import export_onnx
-from inception.files import check_place, open_file, parse_json
+from inception.files import FileError, check_place, open_file, parse_json
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
@@ -416,10 +416,11 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
 
 def _description(path: Path, classes: int) -> dict[str, Any]:
     """What a file of JSON says of weights that do not say it themselves."""
-    with open_file(path, WeightsError) as file:
-        text = file.read()
     try:
-        given = parse_json(text)
+        with open_file(path) as file:
+            given = parse_json(file.read())
+    except FileError as error:
+        raise WeightsError(f"--about {error}") from None
     except ValueError as error:
         raise WeightsError(f"--about {path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(given, dict):

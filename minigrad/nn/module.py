@@ -203,7 +203,7 @@ class Module:
             raise StateError(f"these weights hold something that is not a number: {error}") from None
         for name, tensor in mine.items():
             if isinstance(tensor.data, np.ndarray) and not tensor.data.flags.writeable:
-                tensor.data = new_array(tensor.shape, dtype=tensor.dtype)
+                tensor.data = empty_images(backend.default_module(), tensor.shape, tensor.dtype)
             tensor.data[...] = array_module(tensor.data).asarray(arrays[name])
 
     def to(self, name: str) -> Module:
@@ -258,14 +258,14 @@ def outlined() -> bool:
     return _outline.get()
 
 
-def new_array(shape: tuple[int, ...], fill: float | None = None, dtype: Any = np.float32) -> Array:
-    """An array for a layer on the default backend, channels-last if of rank 4; uninitialised without `fill`."""
+def new_array(shape: tuple[int, ...], fill: float | None = None) -> Array:
+    """A float32 array for a layer on the default backend, channels-last if of rank 4; uninitialised without `fill`."""
     if outlined():
         try:
-            return np.broadcast_to(np.zeros((), dtype), shape)
+            return np.broadcast_to(np.float32(0), shape)
         except ValueError:
             raise ShapeError(f"an array of shape {shape} has more numbers than memory has addresses") from None
-    array = empty_images(backend.default_module(), shape, np.dtype(dtype))
+    array = empty_images(backend.default_module(), shape, np.dtype(np.float32))
     if fill is not None:
         array[...] = fill
     return array
