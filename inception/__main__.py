@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json as json_
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,19 +15,23 @@ from typing import Any
 import numpy as np
 
 import minigrad
+from inception.console import say, warn
 from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
+from inception.data.pictures import SUFFIXES as PICTURES
 from inception.export import export_onnx
-from inception.files import check_place
+from inception.files import FileError, check_place, open_file, parse_json
 from inception.models import compare, create_model, googlenet, list_models
 from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
 from inception.weights import (
     WeightsError,
+    are_weights,
     check_classes,
     find_weights,
     is_address,
     is_shipped,
     load_model,
+    of_run,
     save_weights,
     shipped,
 )
@@ -226,7 +229,8 @@ def _value(value: Any) -> str:
 
 
 def _evaluate(weights: str, data: str, split: str, model: str | None, batch_size: int, quiet: bool, json: bool) -> int:
-    network, about = load_model(find_weights(weights, quiet=quiet or json), model)
+    file = _weights(weights, quiet or json)
+    network, about = load_model(file, model)
     prepared = Preprocessing.of(about)
     dataset = prepared.dataset(open_data(data, quiet=quiet or json)[("train", "test").index(split)])
     if list(dataset.classes) != about["classes"]:
@@ -240,14 +244,22 @@ def _evaluate(weights: str, data: str, split: str, model: str | None, batch_size
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
     if json:
         by_class = dict(zip(dataset.classes, map(_share_or_none, shares), strict=True))
-        print(as_json({"weights": str(weights), "data": dataset.name, "pictures": len(dataset), **result,
-                       "accuracy_by_class": by_class}))  # fmt: skip
+        say(as_json({"weights": str(file), "data": dataset.name, "pictures": len(dataset), **result,
+                     "accuracy_by_class": by_class}))  # fmt: skip
         return 0
-    print(f"{dataset.name}, {len(dataset):,} pictures: loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}")
+    say(f"{dataset.name}, {len(dataset):,} pictures: loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}")
     width = max(map(len, dataset.classes))
     for name, share, n in zip(dataset.classes, shares, seen, strict=True):
-        print(f"  {name:{width}}  {share:7.2%} of {n:,}" if n else f"  {name:{width}}  no pictures")
+        say(f"  {name:{width}}  {share:7.2%} of {n:,}" if n else f"  {name:{width}}  no pictures")
     return 0
+
+
+def _weights(place: str, quiet: bool) -> Path:
+    """`find_weights`, which also says which weights of a run's directory are taken."""
+    file = find_weights(place, quiet=quiet)
+    if not quiet and Path(place).is_dir():
+        warn(f"{place}: a run, with the weights in {file.name}")
+    return file
 
 
 def _share_or_none(share: float) -> float | None:
@@ -271,8 +283,8 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "weights",
         metavar="WEIGHTS",
-        help="a file that training has written, a checkpoint, the name of a shipped model, or an address to "
-        "download from: https://…#sha256=DIGITS",
+        help="a file of weights, whoever wrote it, a run's directory (its finished weights, else its best), the name "
+        "of a shipped model, or an address to download from: https://…#sha256=DIGITS",
     )
     parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
@@ -283,17 +295,20 @@ def _add_evaluate(commands: Any) -> None:
 # ---- predict ----
 
 
-_WEIGHTS = (".npz", ".safetensors", ".pth", ".pt", ".ckpt")
-
-
 def _predict(weights: str | None, pictures: list[str], model: str | None, top: int, quiet: bool, json: bool) -> int:
     _at_least("--top", top, 1)
     first = pictures[0]
-    if weights is None and (Path(first).suffix in _WEIGHTS or is_address(first) or is_shipped(first)):
+    first_are_weights = is_shipped(first) or of_run(Path(first)) or are_weights(Path(first))
+    if weights is None and (first_are_weights or (is_address(first) and not first.lower().endswith(PICTURES))):
         weights, *pictures = pictures
         if not pictures:
             raise DataError(f"{weights} are weights: name pictures after them")
-    file = shipped() if weights is None else find_weights(weights, quiet=quiet or json)
+    for place in pictures:
+        if is_address(place):
+            raise DataError(f"{place}: an address of a picture: download it first")
+        if of_run(Path(place)):
+            raise DataError(f"{place}: a training run, not pictures: name its weights first, pictures after them")
+    file = shipped() if weights is None else _weights(weights, quiet or json)
     network, about = load_model(file, model)
     prepared = Preprocessing.of(about)
     unreadable = 0
@@ -301,9 +316,9 @@ def _predict(weights: str | None, pictures: list[str], model: str | None, top: i
         try:
             picture = prepared.read(path)
         except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
+            warn(f"error: {error}")
             if json:
-                print(as_json({"picture": str(path), "error": str(error)}), flush=True)
+                say(as_json({"picture": str(path), "error": str(error)}))
             unreadable += 1
             continue
         with no_grad():
@@ -314,11 +329,11 @@ def _predict(weights: str | None, pictures: list[str], model: str | None, top: i
         ranked = [int(k) for k in chances.argsort()[::-1][:top]]
         best = [{"class": about["classes"][k], "probability": float(chances[k])} for k in ranked]
         if json:
-            print(as_json({"picture": str(path), "classes": best}), flush=True)
+            say(as_json({"picture": str(path), "classes": best}))
             continue
-        print(path)
+        say(str(path))
         for k in ranked:
-            print(f"  {chances[k]:6.1%} {'█' * round(20 * chances[k]):20} {about['classes'][k]}")
+            say(f"  {chances[k]:6.1%} {'█' * round(20 * chances[k]):20} {about['classes'][k]}")
     return 1 if unreadable else 0
 
 
@@ -337,11 +352,15 @@ def _add_predict(commands: Any) -> None:
         "  python -m inception predict https://download.pytorch.org/models/googlenet-1378be20.pth picture.png",
         usage="%(prog)s [options] [WEIGHTS] PICTURE|DIR …",
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE|DIR",
-                        help=f"files, or directories of them; first maybe weights: {', '.join(_WEIGHTS)}, their "
-                        "address, or the name of a shipped model")  # fmt: skip
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE|DIR",
+        help="files, or directories of them; first maybe weights: a file with any name, a run's directory, "
+        "an address, or the name of a shipped model",
+    )
     parser.add_argument("--weights", default=None, metavar="FILE|NAME|ADDRESS",
-                        help="weights, the name of a shipped model, or an address to download from, "
+                        help="weights, a run's directory, the name of a shipped model, or an address to download from, "
                         "https://…#sha256=DIGITS (default: the shipped one)")  # fmt: skip
     _add_foreign(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default: 5)")
@@ -372,7 +391,7 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     elif not (Path(source).suffix or Path(source).exists() or is_address(source) or is_shipped(source)):
         raise WeightsError(no_such("file and no model", source, list_models()))
     else:
-        network, known = load_model(find_weights(source, quiet=quiet or json), model)
+        network, known = load_model(_weights(source, quiet or json), model)
     known |= _description(about, len(known["classes"])) if about else {}
     check_place(to)
     if to.suffix == ".onnx":
@@ -385,23 +404,24 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
         save_weights(to, network, {key: value for key, value in known.items() if key != "format"})
     count = sum(parameter.size for parameter in network.parameters())
     if json:
-        print(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": count,
-                       "read": known.get("source", ""), "fresh": fresh}))  # fmt: skip
+        say(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": count,
+                     "read": known.get("source", ""), "fresh": fresh}))  # fmt: skip
     elif not quiet:
         if "source" in known:
-            print(f"read {known['source']}")
+            say(f"read {known['source']}")
         weights = ", fresh weights, not trained" if fresh else ""
-        print(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes{weights}")
+        say(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes{weights}")
     return 0
 
 
 def _description(path: Path, classes: int) -> dict[str, Any]:
     """What a file of JSON says of weights that do not say it themselves."""
     try:
-        given = json_.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"--about {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+        with open_file(path) as file:
+            given = parse_json(file.read())
+    except FileError as error:
+        raise WeightsError(f"--about {error}") from None
+    except ValueError as error:
         raise WeightsError(f"--about {path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(given, dict):
         raise WeightsError(f'--about {path}: it must be a JSON object, {{"classes": […], "size": […], …}}')
@@ -421,7 +441,8 @@ def _add_export(commands: Any) -> None:
         _export,
         help="write a network for other programs",
         description="Write a network and what is known of it as ONNX, safetensors, PyTorch's .pth or our .npz.\n"
-        "Weights of torchvision, timm and the UvA tutorial are read as they are; nothing in a file is executed.\n\n"
+        "Weights of torchvision, timm, facenet-pytorch, pytorch-cifar and the UvA tutorial are read as they are, and\n"
+        "written with their names (.pth, .safetensors); nothing in a file is executed.\n\n"
         "examples:\n"
         "  python -m inception export runs/weights.npz --to model.onnx\n"
         "  python -m inception export googlenet-1378be20.pth --to googlenet.safetensors --about imagenet.json",

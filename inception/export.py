@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,9 +92,12 @@ class _Tracer:
         self.constants: dict[str, np.ndarray] = {}
         self.values: dict[int, str] = {}  # id of an array -> its name in the graph
         self.kept: list[Any] = []  # the arrays, so that no id is used twice
+        self.place = ""  # path of the layer whose nodes are being made
+        self.names: set[str] = set()
 
     def see(self, event: Event) -> None:
         module: Any = event.module
+        self.place = event.path
         if event.op == "recompute":  # what it ran has been seen, and made its result
             return
         if isinstance(module, nn.Conv2d) and module.groups > 1:
@@ -122,8 +126,13 @@ class _Tracer:
     # --- values
 
     def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
-        """Add a node with one output; return the output's name."""
-        name = f"{op.lower()}_{len(self.nodes)}"
+        """Add a node with one output, both named after the layer, as "inception3a/branch1/conv/Conv"; return the name.
+
+        Viewers draw the parts of such names as modules in modules.
+        """
+        place = "/".join([*filter(None, self.place.split(".")), op])
+        name = next(n for n in chain([place], (f"{place}_{k}" for k in count(2))) if n not in self.names)
+        self.names.add(name)
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 

@@ -6,12 +6,13 @@ A file from outside can lie. Before a reader allocates, decodes or nests anythin
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minigrad.errors import MinigradError
 
@@ -54,6 +55,24 @@ def allow(path: Path, wanted: int, size: int, content: str, error: type[Minigrad
     """
     if wanted > FREE_BYTES + EXPANSION * size:
         raise error(f"{path}: {content} would take {wanted:,} bytes, the file has {size:,}: it is damaged or hostile")
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What a description in JSON says; `options` are those of json.loads.
+
+    Raises ValueError if it is no JSON, a number in it has thousands of digits, or it is nested beyond DEEPEST.
+    """
+    try:
+        found = json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [x for value in level if isinstance(value, (dict, list))
+                 for x in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
+        if not level:
+            return found
+    raise ValueError("it is nested too deeply")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:

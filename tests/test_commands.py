@@ -115,6 +115,95 @@ def test_a_shipped_model_may_stand_before_the_pictures(tmp_path: Path, capsys: p
     assert "disc" in (said := capsys.readouterr().out) or "square" in said
 
 
+def run_with(directory: Path, *names: str) -> Path:
+    """A run's directory with weights of these names, and a plot."""
+    image = pytest.importorskip("PIL.Image")
+    directory.mkdir()
+    image.new("RGB", (40, 30), "blue").save(directory / "curves.png")
+    for seed, name in enumerate(names):
+        about = ABOUT | {"classes": [f"{name} {k}" for k in range(4)], "std": [0.25] * 3}
+        save_weights(directory / name, create_model("googlenet_small", num_classes=4, seed=seed), about)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("best.npz", "weights.npz", "checkpoint-00000009.npz"), "weights.npz"),
+        (("checkpoint-00000009.npz", "best.npz"), "best.npz"),
+        (("checkpoint-00000009.npz", "checkpoint-00000010.npz"), "checkpoint-00000010.npz"),
+    ],
+)
+def test_a_run_stands_for_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], taken: str
+) -> None:
+    run = run_with(tmp_path / "run", *names)
+    picture = str(run / "curves.png")
+    for arguments in (["predict", str(run), picture], ["predict", "--weights", str(run), picture]):
+        assert main([*arguments, "--top", "1"]) == 0
+        said = capsys.readouterr()
+        assert said.out.startswith(f"{picture}\n")
+        assert f" {taken} " in said.out
+        assert said.err == f"{run}: a run, with the weights in {taken}\n"
+    assert main(["export", str(run), "--to", str(tmp_path / "w.npz"), "--quiet"]) == 0
+    assert load_model(tmp_path / "w.npz")[1]["classes"][0] == f"{taken} 0"
+    assert main(["evaluate", str(run), "--quiet"]) == 1
+    assert f"({taken} 0, {taken} 1, " in capsys.readouterr().err
+
+
+def test_what_does_not_stand_for_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with(tmp_path / "run", "best.npz")
+    plots = run_with(tmp_path / "plots")
+    picture = str(plots / "curves.png")
+    for arguments, sentence in (
+        (["predict", picture, str(run)], f"{run}: a training run, not pictures"),
+        (["predict", str(run)], "are weights: name pictures after them"),
+        (["predict", "https://a.b/photo.JPG", picture], "an address of a picture: download it first"),
+        (["predict", picture, "https://a.b/photo.png"], "an address of a picture: download it first"),
+        (["evaluate", str(plots)], f"{plots}: a directory without weights"),
+        (["export", str(plots), "--to", str(tmp_path / "w.npz")], f"{plots}: a directory without weights"),
+    ):
+        assert main(arguments) == 1
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert said.out == ""
+    assert main(["predict", str(plots), "--top", "1"]) == 0  # a directory of pictures, by the shipped model
+
+
+@pytest.mark.parametrize("name", ["best.pth.tar", "weights", "w.PTH", "w.bin", "w.png"])
+def test_weights_are_weights_whatever_their_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Pictures are never classified by another model because the weights have a name without a known end."""
+    picture = str(run_with(tmp_path / "plots") / "curves.png")
+    about = ABOUT | {"classes": list("abcd"), "std": [0.25] * 3}
+    save_weights(tmp_path / "w.pth", create_model("googlenet_small", num_classes=4), about)
+    (tmp_path / "w.pth").rename(tmp_path / name)
+    for arguments in ([str(tmp_path / name), picture], [picture, "--weights", str(tmp_path / name)]):
+        assert main(["predict", *arguments, "--json"]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["picture"] for line in lines] == [picture]
+        assert sorted(row["class"] for row in lines[0]["classes"]) == list("abcd")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
+    assert main(["predict", str(tmp_path / name), picture]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_names_in_files_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    evil = "\x1b[31m\a\u202e\n"
+    about = ABOUT | {"classes": [f"{evil}{k}" for k in range(4)], "std": [0.25] * 3, "source": evil}
+    save_weights(tmp_path / "w.npz", create_model("googlenet_small", num_classes=4), about)
+    picture = tmp_path / f"p{evil}.png"
+    image.new("RGB", (40, 30), "red").save(picture)
+    (tmp_path / f"q{evil}.png").write_bytes(b"no picture")
+    assert main(["predict", str(tmp_path / "w.npz"), str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert main(["export", str(tmp_path / "w.npz"), "--to", str(tmp_path / "x.npz")]) == 0
+    assert main(["evaluate", str(tmp_path / "w.npz")]) == 1
+    for text in (*said, *capsys.readouterr()):
+        assert text.replace("\n", "").isprintable()
+        assert "\\x1b[31m\\x07\\u202e\\n" in text or not text
+
+
 def test_table_1_and_the_family_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", "googlenet", "--table-1", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

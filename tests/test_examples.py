@@ -410,8 +410,8 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception:
         ("compare googlnet", "there is no model 'googlnet' — did you mean 'googlenet'?"),
         ("export googlnet --to a.npz", "there is no file and no model 'googlnet' — did you mean 'googlenet'?"),
         ("export googlenet --to a.npz --size -1", "--size must be at least 1, got -1"),
-        ("export googlenet --to a.npz --about no.json", "--about no.json: cannot be read (No such file or directory)"),
-        ("evaluate .", ".: a directory: name a weights file in it, as weights.npz"),
+        ("export googlenet --to a.npz --about no.json", "--about no.json: there is no such file"),
+        ("evaluate .", ".: a directory without weights (weights.npz, best.npz, checkpoint-….npz)"),
         ("evaluate googlenet_smal", "no shipped model 'googlenet_smal' — did you mean 'googlenet_small'?"),
     ],
 )

@@ -210,3 +210,17 @@ def test_one_channel_is_described_by_one_number(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.npz", model, about)
     assert main(["export", str(tmp_path / "w.npz"), "--to", str(tmp_path / "m.onnx"), "--quiet"]) == 0
     agree(tmp_path / "m.onnx", model, (1, 16, 12), 1e-4)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_nodes_are_named_after_their_layers(tmp_path: Path, fold: bool) -> None:
+    """As viewers split them: the path of the layer with slashes, then the op."""
+    model = create_model("googlenet_small", num_classes=4)
+    export_onnx(tmp_path / "m.onnx", model, (3, 32, 32), {}, fold=fold)
+    nodes = [node.name for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type != "Identity"]
+    assert len(set(nodes)) == len(nodes)
+    layers = {path.replace(".", "/") for path, _ in model.named_modules()}
+    assert {name.rpartition("/")[0] for name in nodes} <= layers
+    assert {"conv1/Conv", "inception3a/branch2/0/Relu", "inception3a/Concat", "avgpool/GlobalAveragePool",
+            "fc1/Gemm"} <= set(nodes)  # fmt: skip
+    assert ("conv1/BatchNormalization" in nodes) is not fold

@@ -692,3 +692,34 @@ def test_a_model_stays_where_it_is_without_cupy(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BackendError, match="the backend 'cupy' cannot be used here: CuPy is not installed"):
         model.to("cupy")
     assert isinstance(model.conv.weight.data, np.ndarray)
+
+
+# ---- Outlines ----
+
+
+def test_an_outline_has_shapes_and_no_memory(xp: Any) -> None:
+    """A petabyte of weights can be described; a module of any size gets its memory with its numbers."""
+    key = next_key()
+    with seeded(7):
+        with nn.outline():
+            vast, outline = nn.Linear(1 << 20, 1 << 28), Net()
+            assert nn.outlined()
+        assert next_key() == Key(7).fold(0)  # nothing was drawn
+    assert next_key() != key
+    assert not nn.outlined()
+    assert vast.state_shapes() == {"weight": (1 << 28, 1 << 20), "bias": (1 << 28,)}
+    with pytest.raises(StateError, match=r"weight has \(2, 3\), the model wants \(268435456, 1048576\)"):
+        vast.load_state_dict({"weight": np.zeros((2, 3)), "bias": np.zeros(2)})
+    net = Net()
+    state = net.state_dict()
+    assert outline.state_shapes() == {name: array.shape for name, array in state.items()}
+    outline.load_state_dict(state)
+    assert {name: array.tolist() for name, array in outline.state_dict().items()} == {
+        name: array.tolist() for name, array in state.items()
+    }
+    for one, other in zip(outline.parameters(), net.parameters(), strict=True):
+        assert array_module(one.data) is xp
+        assert one.data.strides == other.data.strides
+        assert not np.shares_memory(to_host(one.data), to_host(other.data))
+    with nn.outline(), pytest.raises(ShapeError, match="more numbers than memory has addresses"):
+        nn.Linear(1 << 40, 1 << 40)

@@ -365,7 +365,7 @@ def test_what_is_no_weights_file_at_all(tmp_path: Path) -> None:
         assert refuse(tmp_path / name) == "not a weights file (.npz), or damaged or cut short"
     (tmp_path / "w.pth").write_bytes(b"hello, this is a text")
     assert refuse(tmp_path / "w.pth") == "not a PyTorch file, or damaged"
-    assert refuse(tmp_path) == f"a directory: name a weights file in it, as {tmp_path / 'weights.npz'}"
+    assert refuse(tmp_path) == "a directory, not a file: name a file"
 
 
 def test_a_place_below_a_file(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("os.open", refused)
     assert refuse(tmp_path / "w.npz", read_arrays) == "cannot be read (Permission denied)"
 
 

@@ -11,7 +11,7 @@ import struct
 import tracemalloc
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from test_weights import ABOUT as PLAIN_ABOUT
 
 from inception.models import create_model, list_models
-from inception.weights import WeightsError, load_model, load_weights, names, save_weights
+from inception.weights import WeightsError, load_model, load_weights, save_weights
 from inception.weights.pytorch import write_pytorch
 from inception.weights.safetensors import read_safetensors, write_safetensors
 from minigrad import nn
@@ -353,93 +353,6 @@ def test_pytorch_files_cut_short_or_changed_anywhere(tmp_path: Path) -> None:
         except WeightsError:
             continue
         assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
-
-
-# ---- names ----
-
-
-def foreign(name: str, **options: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """A network, and its arrays as the project that publishes it names them."""
-    model = create_model(name, num_classes=7, **options)
-    theirs = names.outward(model)
-    return model, {theirs[n]: array for n, array in model.state_dict().items()}
-
-
-SIGNS = {project.model: project.sign for project in names.PROJECTS}
-narrow: Callable[..., Any] = lambda name, **options: create_model(name, width=1 / 8, **options)  # noqa: E731
-
-
-@pytest.mark.parametrize("name", SIGNS)
-@pytest.mark.parametrize("prefix", ["", "model.", "module."])
-def test_a_network_is_known_by_its_names(name: str, prefix: str) -> None:
-    build = create_model if name == "googlenet_small" else narrow
-    options = {} if name == "googlenet_small" else {"width": 1 / 8}
-    model, arrays = foreign(name, **options)
-    assert SIGNS[name] in arrays
-    counters = {f"{prefix}{n.removesuffix('running_mean')}num_batches_tracked": np.array(3) for n in arrays
-                if n.endswith("running_mean")}  # fmt: skip
-    given = {f"{prefix}{n}": array for n, array in arrays.items()}
-    found, about = names.adopt(given | counters, None, build)
-    assert same(found.state_dict(), model.state_dict())
-    assert about["model"] == name
-    assert about["options"] == {"num_classes": 7, "aux_logits": model.aux_logits}
-    assert f"{len(arrays)} arrays by name" in about["source"]
-    dropped = next(iter(given))
-    with pytest.raises(names.NamesError, match=f"without {dropped.removeprefix(prefix)}"):
-        names.adopt({n: array for n, array in given.items() if n != dropped}, None, build)
-
-
-def test_heads_that_exchanged_their_names() -> None:
-    model, arrays = foreign("googlenet_torchvision", width=1 / 8)
-    other = {"aux1": "aux2", "aux2": "aux1"}
-    swapped = {other.get(n[:4], n[:4]) + n[4:]: array for n, array in arrays.items()}
-    found, about = names.adopt(swapped, None, narrow)
-    assert same(found.state_dict(), model.state_dict())
-    assert "its heads had exchanged their names" in about["source"]
-    assert "exchanged" not in names.adopt(arrays, None, narrow)[1]["source"]
-
-
-def test_heads_are_left_out_where_there_are_none() -> None:
-    _, arrays = foreign("inception_v3", width=1 / 8)
-    trunk = {n: array for n, array in arrays.items() if not n.startswith("AuxLogits.")}
-    found, about = names.adopt(trunk, None, narrow)
-    assert not about["options"]["aux_logits"]
-    assert len(found.state_dict()) == len(trunk)
-    _, about = names.adopt(trunk | {"extra.weight": np.zeros(3)}, None, narrow)
-    assert "left out: extra.weight" in about["source"]
-
-
-@pytest.mark.parametrize("heads", [False, True])
-def test_by_order_and_shape(heads: bool) -> None:
-    model = create_model("googlenet_small", num_classes=7, aux_logits=heads)
-    paths: dict[str, str] = {}
-    given = {}
-    for name, array in model.state_dict().items():
-        path, _, word = name.rpartition(".")
-        word = {"gamma": "weight", "beta": "bias"}.get(word, word)
-        given[f"{paths.setdefault(path, f'layer{len(paths)}')}.{word}"] = array
-    found, about = names.adopt(given, "googlenet_small")
-    assert same(found.state_dict(), model.state_dict())
-    assert about["options"] == {"num_classes": 7, "aux_logits": heads}
-    assert "by order and shape" in about["source"]
-    with pytest.raises(names.NamesError, match="--model"):
-        names.adopt(given, None)
-    with pytest.raises(names.NamesError, match=r"layer 1 of googlenet_cifar, conv1.conv, has .*192"):
-        names.adopt(given, "googlenet_cifar")
-    with pytest.raises(names.NamesError, match="fully connected"):
-        names.adopt({"a.weight": np.zeros((1, 2, 3, 3))}, "googlenet_small")
-
-
-def test_a_file_of_another_project_is_a_model(tmp_path: Path) -> None:
-    model, arrays = foreign("googlenet_small")
-    for path in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
-        write = write_safetensors if path.suffix == ".safetensors" else write_pytorch
-        write(path, arrays, {})
-        found, about = load_model(path)
-        assert same(found.state_dict(), model.state_dict())
-        assert about["classes"] == [str(k) for k in range(7)]
-        assert about["size"] == [32, 32]
-        assert not found.training
 
 
 # ---- PyTorch itself ----

@@ -83,7 +83,7 @@ def create_model(
             width=width,
         )
     for path, layer in model.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not nn.outlined():
             form.initialise(path, layer, Key(seed))
     return model
 

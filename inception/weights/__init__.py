@@ -11,13 +11,15 @@ Whatever the file, nothing in it is executed. What `about` says of a model:
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from inception.download import Published, fetch
+from inception.files import FileError, allow, open_file
 from inception.models import Inception, create_model
 from inception.weights import names
 from inception.weights.npz import (
@@ -34,10 +36,13 @@ from inception.weights.npz import (
 )
 from inception.weights.pytorch import read_pytorch, write_pytorch
 from inception.weights.safetensors import read_safetensors, write_safetensors
+from minigrad import nn
 from minigrad.errors import MinigradError, no_such
 from minigrad.nn import Module
 
 _SHIPPED = Path(__file__).with_name("shipped")
+_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_LARGEST = 2048  # pixels a side of the pictures that a file may ask for
 _NEEDED = ("model", "options", "classes", "mean", "std", "size")
 
 
@@ -45,44 +50,73 @@ def save_weights(path: Path, model: Module, about: dict[str, Any]) -> None:
     """Write the model's state to `path`: a new file takes the old one's place at once, or nothing changes.
 
     path    .safetensors and .pth are written as such, anything else as .npz, unless the name says otherwise
-            (`check_suffix`). A .pth has the names of the project whose network it is (see names.PROJECTS), if there is
-            one, so that its own code loads it
+            (`check_suffix`). These two have the names of the project whose network it is (projects.PROJECTS), so that
+            its own code loads them, or else ours in PyTorch's words
     about   what `load_model` and `predict` need: model, options (of create_model), classes, mean, std, size;
             and whatever else is worth knowing, as plain JSON values
     """
     check_suffix(path)
-    state = model.state_dict()
+    state, described, theirs = model.state_dict(), {"format": FORMAT, **about}, names.outward(model)
     if path.suffix == ".safetensors":
-        write_safetensors(path, state, {ABOUT: json.dumps({"format": FORMAT, **about})})
+        write_safetensors(path, {theirs[n]: array for n, array in state.items()}, {ABOUT: json.dumps(described)})
     elif path.suffix == ".pth":
-        theirs = names.outward(model)
-        write_pytorch(path, {theirs[name]: array for name, array in state.items()}, {"format": FORMAT, **about})
+        write_pytorch(path, {theirs[n]: array for n, array in state.items()}, described)
     else:
         write_npz(path, state, about)
 
 
 def check_suffix(path: Path) -> None:
     """Raise WeightsError where the name of a file to be written promises a kind that `save_weights` does not write."""
-    if path.suffix in (".pt", ".ckpt", ".onnx"):
+    if path.suffix.lower() in (".pt", ".ckpt", ".bin", ".onnx"):
         raise WeightsError(f"{path}: weights are written as .npz, .safetensors or .pth, not as {path.suffix}")
 
 
 def load_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays by name, and `about`, which is empty if the file is not ours; of a checkpoint those to use it with.
 
-    Raises WeightsError naming the file and what is wrong with it.
+    The content says which kind of file it is, not the name. Raises WeightsError naming the file and what is wrong.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError:
-        return read_npz(path)  # says what is wrong
-    if path.suffix == ".safetensors" or start[8:] == b"{":
+    kind = _kind(path)
+    if kind in ("", ".zip"):  # a damaged file: the reader that its name suggests says what is wrong
+        kind = path.suffix.lower()
+    if kind == ".safetensors":
         arrays, texts = read_safetensors(path)
         return arrays, _described(path, texts)
-    if start.startswith(b"\x80") or path.suffix in (".pth", ".pt", ".ckpt"):
+    if kind in (".pth", ".pt", ".ckpt", ".bin", ".tar"):
         return read_pytorch(path)
     return read_npz(path)
+
+
+def _kind(path: Path) -> str:
+    """.safetensors, .pth or .npz, as the content has it; .zip for an archive that is damaged or of something else;
+    nothing for other files, and those that cannot be opened.
+    """
+    try:
+        with open_file(path) as file:
+            start = file.read(9)
+            if start.startswith(b"PK"):
+                return _kind_of_archive(file)
+    except (FileError, OSError):
+        return ""
+    if start[8:] == b"{":
+        return ".safetensors"
+    return ".pth" if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") else ""
+
+
+def _kind_of_archive(file: BinaryIO) -> str:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged archive can raise anything
+        return ".zip"
+    if any(name.endswith("/data.pkl") for name in names):
+        return ".pth"
+    return ".npz" if any(name.endswith(".npy") for name in names) else ".zip"
+
+
+def are_weights(path: Path) -> bool:
+    """Whether a file holds weights, or has a name that says so."""
+    return path.suffix.lower() in _SUFFIXES or bool(_kind(path))
 
 
 def _described(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -97,27 +131,48 @@ def load_model(path: Path, name: str | None = None) -> tuple[Inception, dict[str
 
     name   of the network: for a file of another project in which the names of the arrays do not tell it. The arrays
            are then taken by their order. `about` says what has been done under "source", and numbers the classes.
+
+    No memory is taken for the model before its shapes have been found to be those of the arrays.
+    Raises WeightsError naming the file and what does not fit.
     """
     arrays, about = load_weights(path)
     try:
+        # Arrays may share the bytes of a file, in a model each has its own.
+        allow(path, sum(4 * array.size for array in arrays.values()), path.stat().st_size, "its arrays", WeightsError)
         if not about:
             model, about = names.adopt(arrays, name)
-            count = about["options"]["num_classes"]
+            count = model.fc1.weight.shape[0]
             if len(about.get("classes", ())) != count:
                 about["classes"] = [str(k) for k in range(count)]
-            model.eval()
-            return model, about
+            return _finished(model), about
         if name not in (None, about.get("model")):
             raise WeightsError(f"it holds {about.get('model')}, not {name}: leave out --model")
         if lacking := [key for key in _NEEDED if key not in about]:
             raise WeightsError(f"its description lacks {', '.join(lacking)}")
-        model = create_model(about["model"], **about["options"])
+        if not isinstance(about["model"], str) or not isinstance(about["options"], dict):
+            raise WeightsError("its description must have a name as model, and an object as options")
+        with nn.outline():
+            model = create_model(about["model"], **about["options"])
         model.load_state_dict(names.inward(model, arrays))
         check_classes(about["classes"], model.fc1.weight.shape[0])
-    except (MinigradError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: {error}") from None
+        _check_size(model, about["size"])
+    except (MinigradError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: {reason[:1000]}{'…' * (len(reason) > 1000)}") from None
+    return _finished(model), about
+
+
+def _finished(model: Inception) -> Inception:
     model.eval()
-    return model, about
+    return model
+
+
+def _check_size(model: Inception, size: Any) -> None:
+    """Raise WeightsError for pictures that no network of this kind is used with: one would take gigabytes."""
+    most = min(_LARGEST, 16 * model.form.size.native)
+    if isinstance(size, list) and any(isinstance(side, int) and side > most for side in size):
+        raise WeightsError(f"it wants pictures of size {str(size)[:80]}; {model.form.name} takes at most {most} pixels "
+                           "a side here")  # fmt: skip
 
 
 def check_classes(given: Any, count: int) -> None:
@@ -164,16 +219,31 @@ def find_weights(place: str | Path, *, quiet: bool = False) -> Path:
     """The file of weights that `place` means.
 
     place   a file
+            a run's directory       its finished weights, else its best, else those of its last checkpoint
             NAME                    without a suffix, of a model that comes with this package
             ADDRESS#sha256=DIGITS   http:// or https://, downloaded once and kept (`inception.download`); without
                                     the hash if it ends the file's name, as in torchvision's googlenet-1378be20.pth
 
-    Raises WeightsError where no model has this name; DownloadError if the file cannot be had.
+    Raises WeightsError where no model has this name, or a directory has no weights; DownloadError if the file cannot
+    be had.
     """
     if is_address(place):
         return fetch((Published.at(str(place)),), quiet=quiet)
     path = Path(place)
+    if path.is_dir():
+        if (found := of_run(path)) is None:
+            raise WeightsError(f"{path}: a directory without weights (weights.npz, best.npz, checkpoint-….npz)")
+        return found
     return path if path.suffix or path.exists() else shipped(str(place))
+
+
+def of_run(directory: Path) -> Path | None:
+    """The weights in the directory of a training run: finished, else best, else of the last checkpoint."""
+    if not directory.is_dir():
+        return None
+    named = (directory / "weights.npz", directory / "best.npz")
+    checkpoints = sorted(directory.glob("checkpoint-*.npz"), key=lambda path: (len(path.name), path.name))
+    return next((path for path in (*named, *reversed(checkpoints)) if path.is_file()), None)
 
 
 __all__ = [
@@ -181,6 +251,7 @@ __all__ = [
     "CHECKPOINT",
     "FORMAT",
     "WeightsError",
+    "are_weights",
     "as_text",
     "check_classes",
     "check_suffix",
@@ -189,6 +260,7 @@ __all__ = [
     "is_shipped",
     "load_model",
     "load_weights",
+    "of_run",
     "read_arrays",
     "save_weights",
     "shipped",

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from inception.files import replace_file
+from inception.files import open_file, parse_json, replace_file
 from inception.weights.npz import FORMAT, WeightsError, check_format, check_plain
 from inception.weights.safetensors import widened
 
@@ -31,6 +31,10 @@ _DTYPES = {
     "BoolStorage": "|b1",
 }  # fmt: skip
 _STORAGES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != "BFloat16Storage"}
+_ENTRIES = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+    "state_dict", "model_state_dict", "model", "net", "network", "weights",
+)  # fmt: skip
 _LONGEST_PICKLE = 1 << 24  # bytes, 64 to an instruction; those of the largest networks here have 100,000
 _ABOUT = "inception.json"  # a member of the archive that PyTorch does not look at
 
@@ -72,40 +76,40 @@ class Refused(Exception):
 def read_pytorch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a state dict by name, and `about` if we have written the file; nothing in it is executed.
 
-    A state dict inside a training checkpoint is found under "state_dict" or "model". The arrays may share memory and
-    cannot be written to. bfloat16 becomes float32, which holds the same numbers.
+    A state dict inside a training checkpoint is found under one of `_ENTRIES`; averaged weights come first. The arrays
+    may share memory and cannot be written to. bfloat16 becomes float32, which holds the same numbers.
     Raises WeightsError naming the file, and the name that is refused or what is damaged.
     """
-    try:
-        with path.open("rb") as file:
+    with open_file(path, WeightsError) as file:
+        try:
             if file.read(2) == b"PK" or zipfile.is_zipfile(file):  # its first bytes tell it even if it is cut short
                 with zipfile.ZipFile(file) as archive:
                     return _read_zip(path, archive)
             file.seek(0)
             return _read_old(path, file), {}
-    except WeightsError:
-        raise
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file") from None
-    except Refused as error:
-        raise WeightsError(f"{path}: {error}; nothing of it was run") from None
-    except KeyError:  # something that a pickle refers to and does not hold
-        raise WeightsError(f"{path}: not a PyTorch file, or damaged") from None
-    except Exception as error:  # a damaged file can raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); it may be damaged or cut short") from None
+        except WeightsError:
+            raise
+        except Refused as error:
+            raise WeightsError(f"{path}: {error}; nothing of it was run") from None
+        except KeyError:  # something that a pickle refers to and does not hold
+            raise WeightsError(f"{path}: not a PyTorch file, or damaged") from None
+        except Exception as error:  # a damaged file can raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise WeightsError(
+                f"{path}: not a readable PyTorch file ({reason}); it may be damaged or cut short"
+            ) from None
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     check_plain(path, archive)
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refused("no PyTorch file: an archive without data.pkl")
+        raise Refused(f"no PyTorch file: an archive with{' several' if pickles else 'out'} data.pkl")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise Refused("written on a big-endian machine, which is not read here")
     tensors = _state_dict(_Machine(archive.read(pickles[0]), _zip_storage).run())
-    about = json.loads(archive.read(f"{root}{_ABOUT}")) if f"{root}{_ABOUT}" in archive.namelist() else {}
+    about = parse_json(archive.read(f"{root}{_ABOUT}")) if f"{root}{_ABOUT}" in archive.namelist() else {}
     if not isinstance(about, dict):
         raise Refused(f"its {_ABOUT} is no description")
     if about:
@@ -133,6 +137,8 @@ def _read_old(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     tensors, places = _state_dict(content), {}
     at, end = head.tell(), path.stat().st_size
     for key in keys:
+        if not isinstance(key, str):  # to hash nested tuples may take for ever
+            raise Refused(f"a storage named by {type(key).__name__}")
         places[key], size = at + 8, seen[key].size * np.dtype(_DTYPES[seen[key].type]).itemsize
         file.seek(at)
         if int.from_bytes(file.read(8), "little") != seen[key].size or (at := at + 8 + size) > end:
@@ -159,28 +165,47 @@ def _storage(kind: Any, of: Any, key: Any, size: Any) -> Storage:
 
 
 def _state_dict(content: Any) -> dict[str, Stored]:
-    """The names with tensors, themselves or within a checkpoint."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content:
-        raise Refused(f"no state dict: it holds {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Stored):
+    """The names with tensors: the content itself, or what it holds under one of `_ENTRIES`, or under two of them."""
+    if (found := _find(content)) is not None:
+        return found
+    if isinstance(content, dict) and not any(isinstance(value, Stored) for value in content.values()):
+        counts = [(_brief(name), _tensors(value)) for name, value in content.items()]
+        if holders := [f"{name} ({count} tensors)" for name, count in counts if count]:
+            raise Refused(f"no state dict under a name that is known here; tensors are in {', '.join(holders[:8])}: "
+                          "save one of these alone")  # fmt: skip
+    for _ in range(2):
+        if isinstance(content, dict):
+            content = next((content[k] for k in _ENTRIES if isinstance(content.get(k), dict)), content)
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if not isinstance(value, Stored):
             raise Refused(f"no state dict: its entry {_brief(name)} is no tensor but {type(value).__name__}")
-    return content
+    raise Refused(f"no state dict: it holds {type(content).__name__}")
+
+
+def _find(content: Any, depth: int = 3) -> dict[str, Stored] | None:
+    if not depth or not isinstance(content, dict):
+        return None
+    if content and all(isinstance(name, str) and isinstance(value, Stored) for name, value in content.items()):
+        return content
+    return next((found for k in _ENTRIES if (found := _find(content.get(k), depth - 1)) is not None), None)
+
+
+def _tensors(value: Any) -> int:
+    return sum(isinstance(v, Stored) for v in value.values()) if isinstance(value, dict) else 0
 
 
 def _arrays(tensors: Mapping[str, Stored], read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
     """The tensors as views of their storages, each of which is read once: no more memory than the file has bytes."""
     storages: dict[str, np.ndarray] = {}
+    types: dict[str, str] = {}
     arrays = {}
     for name, (storage, offset, shape, strides) in tensors.items():
         if storage.key not in storages:
             flat = np.frombuffer(read(storage), _DTYPES[storage.type])
             storages[storage.key] = widened(flat) if storage.type == "BFloat16Storage" else flat
         flat, empty = storages[storage.key], 0 in shape
+        if types.setdefault(storage.key, storage.type) != storage.type:
+            raise Refused(f"its storage {_brief(storage.key)} is of two types")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         # A stride of 0 would make terabytes of one number.
         if flat.size != storage.size or (not empty and (last >= flat.size or math.prod(shape) > flat.size)):
@@ -198,20 +223,17 @@ def _arrays(tensors: Mapping[str, Stored], read: Callable[[Storage], bytes]) -> 
 
 def _rebuild_tensor(*given: Any) -> Stored:
     storage, offset, shape, strides, *_ = given
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 32:
+        raise Refused("a tensor without as many strides as sizes, at most 32")
     numbers = [offset, *shape, *strides]
     if not isinstance(storage, Storage) or any(type(n) is not int or not 0 <= n < 1 << 48 for n in numbers):
         raise Refused("a tensor of something else than numbers")
-    if len(shape) != len(strides) or len(shape) > 32:
-        raise Refused(f"a tensor with {len(shape)} sizes and {len(strides)} strides")
     return Stored(storage, offset, shape, strides)
 
 
-def _dict(*content: Any) -> dict[Any, Any]:
-    made: dict[Any, Any] = OrderedDict()
-    for part in content:
-        for key, value in part.items() if isinstance(part, dict) else part:
-            made[_key(key)] = value
-    return made
+def _dict(content: Any = ()) -> dict[Any, Any]:
+    pairs = content.items() if isinstance(content, dict) else content
+    return OrderedDict((_key(key), value) for key, value in pairs)
 
 
 def _key(value: Any) -> Any:
@@ -248,6 +270,7 @@ class _Machine:
         self.storage = storage
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # what calls have taken over from the memo: few bytes may ask for many copies
 
     def run(self) -> Any:
         for operation, argument, _ in itertools.islice(self.operations, _LONGEST_PICKLE // 64):
@@ -301,6 +324,9 @@ class _Machine:
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, Name) or function not in _CALLED:
                     raise Refused(f"its pickle calls {_brief(function)}, which is not needed for weights")
+                self.copied += sum(len(given) for given in arguments if isinstance(given, (dict, list, tuple)))
+                if self.copied > _LONGEST_PICKLE // 64:
+                    raise Refused("its pickle makes more copies than any network here needs")
                 stack.append(_CALLED[function](*arguments))
             case "BUILD":  # the attributes of a state dict: versions of its layers
                 stack.pop()

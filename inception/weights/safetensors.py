@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from inception.files import replace_file
+from inception.files import open_file, parse_json, replace_file
 from inception.weights.npz import WeightsError
 
 _DTYPES = {
@@ -59,8 +60,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     Raises WeightsError naming the file, and the array, if anything in it is not as the format says.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path, WeightsError) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise WeightsError(
@@ -75,8 +76,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
                 raise WeightsError(f"{path}: its __metadata__ is not names with texts")
             places = _places(path, header, size - 8 - length)
             return {name: _read(file, code, shape) for name, (code, shape) in places.items()}, metadata
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -88,8 +87,8 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
         return found
 
     try:
-        header = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, object_pairs_hook=once)
+    except ValueError as error:
         raise WeightsError(f"{path}: its header is damaged ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(header, dict):
         raise WeightsError(f"{path}: its header is no table of arrays")
@@ -104,7 +103,13 @@ def _places(path: Path, header: dict[str, Any], size: int) -> dict[str, tuple[st
             code, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             numbers = [*shape, start, end]
             wide = np.dtype(_DTYPES[code]).itemsize
-            if len(shape) > 32 or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
+            if (
+                type(shape) is not list
+                or len(shape) > 32
+                or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers)
+            ):
+                raise ValueError
+            if 0 in shape and math.prod(n or 1 for n in shape) * wide >= 1 << 63:  # NumPy cannot shape it
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise WeightsError(f"{path}: its header does not say what {name[:80]!r} is: {str(entry)[:80]}") from None

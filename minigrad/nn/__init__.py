@@ -16,7 +16,7 @@ from minigrad.nn.layers import (
     ReLU,
     together,
 )
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn.module import Module, Parameter, outline, outlined
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -35,5 +35,7 @@ __all__ = [
     "ReLU",
     "Sequential",
     "init",
+    "outline",
+    "outlined",
     "together",
 ]

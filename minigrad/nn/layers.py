@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from minigrad import backend, ops
+from minigrad import ops
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.layout import Array, pair
 from minigrad.nn import init
-from minigrad.nn.module import Module, Parameter, new_parameter
+from minigrad.nn.module import Module, Parameter, new_array, new_parameter, outlined
 from minigrad.ops.activation import check_probability
 from minigrad.random import Key, next_key
 from minigrad.tensor import Tensor, watcher
@@ -79,13 +79,8 @@ class BatchNorm2d(Module):
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, relu: bool = False):
         _positive(self, channels=channels)
         self.eps, self.momentum, self.relu = eps, momentum, relu
-        self.gamma, self.beta = new_parameter((channels,)), new_parameter((channels,))
-        xp = backend.default_module()
-        self.running_mean, self.running_var = (
-            Tensor(xp.zeros(channels, "float32")),
-            Tensor(xp.ones(channels, "float32")),
-        )
-        self.gamma.data[...], self.beta.data[...] = 1, 0
+        self.gamma, self.beta = new_parameter((channels,), 1), new_parameter((channels,), 0)
+        self.running_mean, self.running_var = Tensor(new_array((channels,), 0)), Tensor(new_array((channels,), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         y = ops.batch_norm(
@@ -303,6 +298,8 @@ class Dropout(Module):
 
 
 def _initialise(weight: Parameter, bias: Parameter | None) -> None:
+    if outlined():
+        return
     key, fan = next_key(), init.fan_in(weight.data)
     init.torch_default_(weight.data, key.fold("weight"), fan)
     if bias is not None:

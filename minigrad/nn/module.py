@@ -16,7 +16,7 @@ import numpy as np
 
 from minigrad import backend
 from minigrad.backend import array_module, to_host
-from minigrad.errors import DtypeError, MinigradError, StateError, differences
+from minigrad.errors import DtypeError, MinigradError, ShapeError, StateError, differences
 from minigrad.layout import Array, empty_images, moved
 from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
@@ -43,6 +43,7 @@ class CallObserver(Protocol):
 _PLAIN = frozenset({bool, int, float, str, type(None)})  # the types of most attributes
 
 observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
+_outline: ContextVar[bool] = ContextVar("_outline", default=False)
 
 
 class Module:
@@ -207,8 +208,13 @@ class Module:
         """path -> host array (a copy) of every parameter and buffer. What is shared has its first path alone."""
         return {path: np.array(to_host(tensor.data), order="C") for path, tensor in self._state().items()}
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """path -> shape of every parameter and buffer; of an `outline` too."""
+        return {path: tensor.shape for path, tensor in self._state().items()}
+
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Overwrite every parameter and buffer, in place. What is shared may have any of its paths, or several.
+        Those of an `outline` get memory of their own.
 
         Raises StateError that lists all missing, unexpected, misshapen or conflicting entries; nothing is changed then.
         """
@@ -241,6 +247,8 @@ class Module:
         ]
         self._refuse({"in conflict": conflicts})
         for tensor in mine.values():
+            if isinstance(tensor.data, np.ndarray) and not tensor.data.flags.writeable:  # of an outline
+                tensor.data = empty_images(backend.default_module(), tensor.shape, tensor.dtype)
             tensor.data[...] = array_module(tensor.data).asarray(arrays[names[id(tensor)]])
             tensor.changed("load_state_dict()")
 
@@ -300,6 +308,38 @@ def _look_into(
             _look_into(value, f"{path}{key}.", kinds, found, (*around, value))
 
 
-def new_parameter(shape: tuple[int, ...], dtype: Any = np.float32) -> Parameter:
-    """An uninitialised parameter on the default backend, channels-last if of rank 4."""
-    return Parameter(empty_images(backend.default_module(), shape, np.dtype(dtype)))
+@contextmanager
+def outline() -> Iterator[None]:
+    """Within the block layers are built as outlines: their arrays have shapes, but no memory, and nothing is drawn.
+
+    `load_state_dict` compares the shapes, then gives the arrays memory and numbers. A module whose weights lie in a
+    file is built like this: drawing weights would be lost time, and no memory is taken on the word of the file.
+    """
+    token = _outline.set(True)
+    try:
+        yield
+    finally:
+        _outline.reset(token)
+
+
+def outlined() -> bool:
+    """Whether layers are built as outlines here: whoever fills their arrays leaves it out then."""
+    return _outline.get()
+
+
+def new_array(shape: tuple[int, ...], fill: float | None = None) -> Array:
+    """A float32 array for a layer on the default backend, channels-last if of rank 4; uninitialised without `fill`."""
+    if outlined():
+        try:
+            return np.broadcast_to(np.float32(0), shape)
+        except ValueError:
+            raise ShapeError(f"an array of shape {shape} has more numbers than memory has addresses") from None
+    array = empty_images(backend.default_module(), shape, np.dtype(np.float32))
+    if fill is not None:
+        array[...] = fill
+    return array
+
+
+def new_parameter(shape: tuple[int, ...], fill: float | None = None) -> Parameter:
+    """A parameter on `new_array`."""
+    return Parameter(new_array(shape, fill))
