@@ -242,9 +242,9 @@ def with_lzma_of_4_gb(path: Path) -> None:
 
 ARRAYS: dict[str, Make] = {
     "200 million names without letters": npz(classes=header("'<U0'", "(200000000,)")),
-    "a name of a million letters, compressed": long_members("classes", header("'<U1000000'", "(1000,)"), 4000 << 20),
+    "a name of a million letters, compressed": long_members("classes", header("'<U1048576'", "(125,)"), 500 << 20),
     "16 million names, compressed": long_members("classes", header("'<U1'", "(15728640,)"), 60 << 20),
-    "pictures of 3 GB, compressed": long_members("x_train", header("'|u1'", "(1000000,32,32,3)"), 3000 << 20),
+    "pictures of 480 MB, compressed": long_members("x_train", header("'|u1'", "(163840,32,32,3)"), 480 << 20),
     "grey pictures of 60 MB, compressed": long_members("x_train", header("'|u1'", "(61440,32,32)"), 60 << 20),
     "labels of 60 MB, compressed": long_members("y_train", header("'|u1'", "(62914560,)"), 60 << 20),
     "no header": npz(x_train=b"abc"),
