@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import mimetypes
 import os
 import re
 import string
-import sys
 import time
-import urllib.error
-import urllib.request
-from io import BufferedRandom, BufferedReader
+from io import BufferedRandom
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from tqdm import tqdm
-
+from inception import web
+from inception.console import progress
+from inception.files import open_file
+from inception.web import Lost, Refused, get, without_user
 from minigrad.errors import MinigradError
 
-_TIMEOUT = 20.0  # seconds without an answer
 _PATIENCE = 10.0  # seconds over which the speed is measured
 _SLOWEST = 250_000  # bytes per second; below, another mirror is tried first
+_LEAST = 1_000  # bytes per second; below, the mirror is given up
 _TRIES = 3  # of one mirror, if the connection breaks
 _CHUNK = 1 << 18
+_LONG_HASH = 32  # hexadecimal digits that nobody can match with another file
+_LONGEST_NAME = 200  # bytes of a file's name; file systems allow 255, the part that has arrived adds some
 
 
 class DownloadError(MinigradError):
@@ -43,26 +45,39 @@ class Published(NamedTuple):
     @classmethod
     def at(cls, address: str) -> Published:
         """The file at ADDRESS#sha256=DIGITS, or at one whose name ends in its hash, as torchvision's do
-        (…/googlenet-1378be20.pth); eight digits at least.
+        (…/googlenet-1378be20.pth). Over https at least eight digits are wanted, over http 32: eight can be forged.
 
-        Raises DownloadError where no hash is named.
+        Raises DownloadError where the address is none, names a user, or no hash.
         """
+        shown = without_user(address)
         url, _, fragment = address.partition("#")
         try:
-            name = PurePosixPath(unquote(urlsplit(url).path)).name
+            parts = urlsplit(url)
+            name = PurePosixPath(unquote(parts.path)).name
+            host = (parts.hostname or "").encode("idna")
+            url = quote(url.replace(parts.netloc, parts.netloc.encode("idna").decode(), 1), safe=string.punctuation)
         except ValueError as error:
-            raise DownloadError(f"{address} is no address ({error})") from None
-        if "\0" in name:
-            raise DownloadError(f"{address} is no address: its file name holds a zero byte")
-        url = quote(url, safe=string.punctuation)  # copied from a browser it may have letters that requests have not
+            raise DownloadError(f"{shown:.200} is no address ({' '.join(str(error).split()):.200})") from None
+        if shown != address:
+            raise DownloadError(f"{shown} was given with a user's name or password, which is not sent: download it")
+        if not host or "\0" in name or len(name.encode()) > _LONGEST_NAME:
+            reason = "it names no host" if not host else "its file name is too long or holds a zero byte"
+            raise DownloadError(f"{shown:.200} is no address: {reason}")
+        if (mimetypes.guess_type(name)[0] or "").startswith("image/"):
+            raise DownloadError(f"{shown} is the address of a picture: download it, then name the file")
         given = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
         in_name = re.fullmatch(r".+-([0-9a-f]{8,64})\.\w+", name)
         digits = given or (in_name if not fragment else None)
         if not name or digits is None:
             raise DownloadError(
-                f"{address} does not say what the file must hold: add #sha256= and at least eight digits of its SHA-256"
+                f"{shown} does not say what the file must hold: add #sha256= and at least eight digits of its SHA-256"
             )
         sha256 = digits[1].lower()
+        if parts.scheme != "https" and len(sha256) < _LONG_HASH:
+            raise DownloadError(
+                f"{shown}: {len(sha256)} digits of a hash are too few over {parts.scheme}, where anyone on the way can "
+                f"send another file: use https, or add #sha256= and all 64 digits"
+            )
         if given:  # files of one name from two places are kept apart
             name = f"{PurePosixPath(name).stem}-{sha256[:8]}{PurePosixPath(name).suffix}"
         return cls(name, None, sha256, (url,), url)
@@ -101,20 +116,22 @@ def fetch(files: tuple[Published, ...], *, quiet: bool = False) -> Path:
         for wanted in files:
             path = folder / wanted.name
             if path.exists():
-                with open(path, "rb") as file:
+                with open_file(path, DownloadError) as file:
                     if not _is(wanted, file):
                         raise DownloadError(f"{path} is not the published file (wrong SHA-256): remove or replace it")
                 return path
         folder.mkdir(parents=True, exist_ok=True)
         untried = [(wanted, url) for wanted in files for url in wanted.mirrors]
         problems = []
-        for slowest in (_SLOWEST, 0):
+        for slowest in (_SLOWEST, _LEAST):
             slow = []
             for wanted, url in untried:
                 try:
                     return _complete(wanted, url, folder, slowest, quiet)
-                except _Slow:
+                except _Slow as failure:
                     slow.append((wanted, url))
+                    if slowest == _LEAST:
+                        problems.append(f"{urlsplit(url).netloc} {failure}")
                 except _Failed as failure:
                     problems.append(f"{urlsplit(url).netloc} {failure}")
             untried = slow
@@ -130,7 +147,7 @@ def fetch(files: tuple[Published, ...], *, quiet: bool = False) -> Path:
     )
 
 
-def _is(wanted: Published, file: BufferedReader | BufferedRandom) -> bool:
+def _is(wanted: Published, file: Any) -> bool:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest().startswith(wanted.sha256)
 
@@ -184,35 +201,36 @@ def _receive(url: str, wanted: Published, part: BufferedRandom, slowest: int, qu
     already = part.tell()
     headers = {"User-Agent": "inception-minigrad"} | ({"Range": f"bytes={already}-"} if already else {})
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and already:  # there is more in `part` than the file has
+        response = get(url, headers)
+    except Refused as refused:
+        if refused.status == 416 and already:  # there is more in `part` than the file has
             _empty(part)
             return _receive(url, wanted, part, slowest, quiet)
-        raise _Failed(f"answered {error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"did not answer ({getattr(error, 'reason', error)})") from None
+        raise _Failed(str(refused)) from None
+    except Lost as lost:
+        raise _Broken(str(lost)) from None
     with response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {already}-"):
             if response.status == 206:
                 raise _Failed("sent another part of the file than asked for")
             already = _empty(part)
         length = response.headers.get("Content-Length", "")
+        if len(length) > 15:
+            raise _Failed("offered a file of more bytes than there are")
         offered = already + int(length) if length.isdecimal() else None
         size = wanted.size or offered
         if size is None:
             raise _Failed("does not say how many bytes the file has")
         if offered not in (None, size):
             raise _Failed(f"offered a file of {offered:,} bytes instead of {size:,}")
-        with tqdm(desc=wanted.name, initial=already, total=size, unit="B", unit_scale=True, disable=quiet,
-                  leave=False, dynamic_ncols=True, file=sys.stderr) as bar:  # fmt: skip
+        with progress(wanted.name, size, unit="B", quiet=quiet, initial=already, unit_scale=True) as bar:
+            response.grant(_PATIENCE + web.TIMEOUT)
             arrived, since = 0, time.monotonic()
             while True:
                 try:
                     chunk = response.read1(_CHUNK)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _Broken(f"broke off after {part.tell():,} bytes ({error})") from None
+                except (OSError, ValueError, http.client.HTTPException) as error:
+                    raise _Broken(f"broke off after {part.tell():,} bytes ({error!s:.200})") from None
                 if not chunk:
                     break
                 part.write(chunk)
@@ -224,8 +242,9 @@ def _receive(url: str, wanted: Published, part: BufferedRandom, slowest: int, qu
                 seconds = time.monotonic() - since
                 if seconds >= _PATIENCE:
                     if arrived < slowest * seconds:
-                        raise _Slow
+                        raise _Slow(f"sends {arrived / seconds:,.0f} bytes a second")
                     arrived, since = 0, time.monotonic()
+                    response.grant(_PATIENCE + web.TIMEOUT)
     part.flush()
     if part.tell() < size:
         raise _Broken(f"broke off after {part.tell():,} bytes")

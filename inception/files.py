@@ -45,16 +45,24 @@ def open_file(path: Path, error: type[MinigradError] = FileError) -> BinaryIO:
     raise error(f"{path}: {kind}, not a file: name a file")
 
 
-def allow(path: Path, wanted: int, size: int, content: str, error: type[MinigradError] = FileError) -> None:
+def allow(
+    path: Path,
+    wanted: int,
+    size: int,
+    content: str,
+    error: type[MinigradError] = FileError,
+    remedy: str = "it is damaged or hostile",
+) -> None:
     """Refuse a file that makes its reader allocate far more than the file holds.
 
     wanted    bytes that reading would allocate, as the file says
     size      bytes of the file
     content   what would need them, for the message
+    remedy    for the message too: what to do, where honest files can be so
     Raises `error` beyond FREE_BYTES + EXPANSION · size.
     """
     if wanted > FREE_BYTES + EXPANSION * size:
-        raise error(f"{path}: {content} would take {wanted:,} bytes, the file has {size:,}: it is damaged or hostile")
+        raise error(f"{path}: {content} would take {wanted:,} bytes, the file has {size:,}: {remedy}")
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:

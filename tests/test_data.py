@@ -95,7 +95,8 @@ def test_mean_and_std_of_one_colour_and_of_nothing():
     grey = Dataset(np.full((9, 5, 5, 3), 77, np.uint8), np.zeros(9, np.int64), ("grey",), "grey")
     mean, std = mean_and_std(grey)
     assert list(mean) == [77 / 255] * 3
-    assert list(std) == [0.0] * 3
+    assert list(std) == [1.0] * 3  # so that normalising gives 0
+    assert np.abs(normalise(grey.images, mean, std)).max() < 1e-7
     with pytest.raises(DataError, match="no pictures"):
         mean_and_std(Dataset(np.empty((0, 5, 5, 3), np.uint8), np.empty(0, np.int64), ("a",), "empty"))
 
@@ -180,7 +181,7 @@ def test_cifar_names_the_missing_file(tmp_path, write):
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         path.unlink()
-        with pytest.raises(DataError, match=f"{path.name} cannot be read"):
+        with pytest.raises(DataError, match=f"{path.name} is missing: unpack the archive again"):
             load_cifar10(folder)
         path.write_bytes(content)
 

@@ -132,3 +132,75 @@ def test_hidden_folders_and_folders_called_like_pictures_are_none(tmp_path: Path
 def test_what_is_no_mean(mean: Any) -> None:
     with pytest.raises(DataError, match=r"the weights want pictures of mean .*, which must be three numbers"):
         Preprocessing.of({"size": [8, 8], "mean": mean, "std": [1, 1, 1]})
+
+
+# ---- metadata ----
+
+
+def test_pixels_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
+    """Damaged EXIF, a megabyte of text and a damaged colour profile: the same pixels as without, unturned."""
+    image = pytest.importorskip("PIL.Image")
+    from PIL.PngImagePlugin import PngInfo
+
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    text = PngInfo()
+    text.add_text("x", "a" * 5_000_000, zip=True)
+    text.add_itxt("y", "b" * 5_000_000, zip=True)
+    files = {
+        "plain.png": {},
+        "exif.png": {"exif": b"garbage!"},
+        "text.png": {"pnginfo": text},
+        "profile.png": {"icc_profile": b"a" * 5_000_000},
+        "plain.webp": {"lossless": True},
+        "exif.webp": {"lossless": True, "exif": b"Exif\0\0garbage!"},
+        "text.webp": {"lossless": True, "xmp": b"a" * 5_000_000},
+        "profile.webp": {"lossless": True, "icc_profile": b"a" * 5_000_000},
+        "plain.jpg": {},
+        "exif.jpg": {"exif": b"Exif\0\0garbage!"},
+        "comment.jpg": {"comment": "a" * 60_000},
+        "profile.jpg": {"icc_profile": b"a" * 200_000},
+    }
+    for name, options in files.items():
+        picture.save(tmp_path / name, **options)
+        found = read_picture(tmp_path / name, (8, 8))
+        assert np.array_equal(found, read_picture(tmp_path / f"plain.{name.rpartition('.')[2]}", (8, 8))), name
+    assert np.array_equal(read_picture(tmp_path / "text.png", (8, 8)), np.asarray(picture))
+    content = (tmp_path / "plain.png").read_bytes()
+    (tmp_path / "bad.png").write_bytes(content[:33] + b"\0\0\0\4iCCPabcd\0\0\0\0" + content[33:])  # a wrong checksum
+    assert np.array_equal(read_picture(tmp_path / "bad.png", (8, 8)), np.asarray(picture))
+
+
+def test_pixels_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for name in ("p.png", "p.jpg", "p.bmp", "p.webp", "p.ppm"):
+        picture.save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        read_picture(tmp_path / name, (64, 64))
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(DataError, match="not a readable picture"):
+            read_picture(tmp_path / name, (64, 64))
+
+
+def test_honest_pictures_of_many_pixels_are_read(tmp_path: Path) -> None:
+    """A white page of 16 million pixels in a few kilobytes; a photo of 24 million in a megabyte."""
+    image = pytest.importorskip("PIL.Image")
+    image.new("L", (4000, 4000), 255).save(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size < 100_000
+    assert (read_picture(tmp_path / "page.png", (8, 8)) == 255).all()
+    image.new("RGB", (6000, 4000), (0, 0, 255)).save(tmp_path / "photo.jpg")
+    assert (read_picture(tmp_path / "photo.jpg", (8, 8))[..., 2] > 250).all()
+
+
+@pytest.mark.parametrize("size", [224, (0, 5), (5,), ("5", "5"), (5.0, 5)], ids=str)
+def test_what_is_no_size(tmp_path: Path, size: Any) -> None:
+    pytest.importorskip("PIL.Image")
+    with pytest.raises(DataError, match=r"a size of \(H, W\) pixels"):
+        read_picture(tmp_path / "p.png", size)
+    with pytest.raises(DataError, match=r"got .* and 'fastest'"):
+        read_picture(tmp_path / "p.png", (5, 5), interpolation="fastest")
+
+
+def test_whole_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    about = {"size": np.array([8, 8]), "mean": np.zeros(3), "std": np.float32([1, 1, 1]), "resize": np.int64(9)}
+    assert Preprocessing.of(about).resize == 9

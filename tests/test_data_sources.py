@@ -21,7 +21,6 @@ from inception.data import (
     DataError,
     Dataset,
     Loader,
-    load_arrays,
     load_cifar10,
     load_cifar100,
     load_shapes,
@@ -125,6 +124,13 @@ def test_an_archive_is_read_as_it_is(tmp_path: Path, write: Any, load: Any, pref
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ"])
+def test_an_archive_is_a_data_set(tmp_path: Path, name: str) -> None:
+    ten, hundred = write_binary(tmp_path / "ten"), write_cifar100_python(tmp_path / "hundred")
+    assert open_data(packed(ten, tmp_path / name, "cifar-10-batches-bin"))[0].name == "CIFAR-10 train"
+    assert open_data(packed(hundred, tmp_path / name, "cifar-100-python"))[1].name == "CIFAR-100 test"
+
+
 def test_an_archive_cut_short_or_without_a_file(tmp_path: Path) -> None:
     folder = write_binary(tmp_path / "folder")
     content = packed(folder, tmp_path / "a.tar.gz", "cifar-10-batches-bin").read_bytes()
@@ -195,94 +201,6 @@ def test_what_is_no_data_set_says_what_may_stand_there(tmp_path: Path) -> None:
         if "npz" not in str(source):
             assert "cifar100" in str(caught.value)
             assert "x_train" in str(caught.value)
-
-
-# ---- .npz ----
-
-
-def arrays(**changes: Any) -> dict[str, Any]:
-    good: dict[str, Any] = {
-        "x_train": some_images(6, 5, 4),
-        "y_train": np.array([0, 1, 2, 0, 1, 2]),
-        "x_test": some_images(3, 5, 4, seed=1),
-        "y_test": np.array([2, 1, 0]),
-    }
-    return {name: value for name, value in (good | changes).items() if value is not None}
-
-
-def npz(path: Path, **changes: Any) -> Path:
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays(**changes))
-    return path
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint64, ">i2"])
-def test_arrays_with_labels_of_any_integer_type(tmp_path: Path, dtype: Any) -> None:
-    y = arrays()["y_train"].astype(dtype)
-    train, test = open_data(npz(tmp_path / "a b.npz", y_train=y, y_test=np.array([[2], [1], [0]], dtype)))
-    assert (train.name, test.name) == ("a b train", "a b test")
-    assert train.classes == ("0", "1", "2")
-    assert np.array_equal(train.images, arrays()["x_train"])
-    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert test.labels.tolist() == [2, 1, 0]
-
-
-@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1)])
-def test_grey_arrays_get_three_channels(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    grey = [integers(Key(i), 256, (n, *shape)).astype(np.uint8) for i, n in enumerate((6, 3))]
-    train, test = load_arrays(
-        npz(tmp_path / "a.npz", x_train=grey[0], x_test=grey[1], classes=np.array(["a", "b", "c"]))
-    )
-    assert train.classes == ("a", "b", "c")
-    for dataset, pictures_ in zip((train, test), grey, strict=True):
-        for channel in range(3):
-            assert np.array_equal(dataset.images[..., channel], pictures_.reshape(-1, 5, 4))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"x_train": None}, "holds no array x_train"),
-        ({"y_test": None}, "holds no array y_test"),
-        ({"x_train": some_images(6, 5, 4) / 255}, r"x_train must be uint8 .* got float64 \(6, 5, 4, 3\)"),
-        ({"x_train": some_images(6, 5, 4).transpose(0, 3, 1, 2)}, r"x_train must be uint8 .* \(6, 3, 5, 4\)"),
-        ({"x_test": np.uint8(3)}, r"x_test must be uint8 .* \(\)"),
-        ({"x_test": some_images(0, 5, 4), "y_test": np.zeros(0, int)}, "x_test holds no pictures"),
-        ({"x_test": some_images(3, 4, 5)}, r"x_train has pictures of \(5, 4\), x_test of \(4, 5\): all must"),
-        ({"y_train": np.zeros(6)}, r"y_train must be integers of shape \(6,\).* got float64"),
-        (
-            {"x_train": np.zeros((6, 5, 4, 3))},
-            r"x_train must be uint8 .*: bring them to 0 … 255 and convert with x\.",
-        ),
-        ({"x_train": np.zeros((6, 3, 5, 4), np.uint8)}, r"put the channels last with x\.transpose\(0, 2, 3, 1\)"),
-        ({"y_train": np.eye(6)}, r"y_train must be .* \(6, 6\): of one-hot rows take y\.argmax\(axis=1\)"),
-        ({"y_train": np.zeros(5, int)}, r"y_train must be integers of shape \(6,\).* \(5,\)"),
-        ({"y_train": np.zeros((6, 10), int)}, r"y_train must be integers .* \(6, 10\)"),
-        ({"y_train": np.int64(3)}, r"y_train must be integers .* \(\)"),
-        ({"y_train": np.array([0, 1, 2, -1, 0, 0])}, "the label in row 3 is -1"),
-        (
-            {"y_test": np.array([0, 1, 10**12])},
-            "a label is 1000000000000, but there are 9 pictures: number",
-        ),
-        ({"y_test": np.array([0, 1, 2]), "classes": np.array(["a", "b"])}, "row 2 is 2, but the 2 classes"),
-        ({"classes": np.array([1, 2, 3])}, "classes must be strings"),
-        ({"classes": np.array([["a", "b"]])}, "classes must be strings"),
-        ({"classes": np.array(["a", None], object)}, "no readable .npz of arrays .it holds Python objects, which are"),
-        ({"x_train": np.array([None] * 6)}, "no readable .npz"),
-    ],
-)
-def test_arrays_that_are_wrong_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    path = npz(tmp_path / "wrong.npz", **changes)
-    with pytest.raises(DataError, match=message) as caught:
-        open_data(path)
-    assert "wrong" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", pickle.dumps({"x_train": 1}), b"\x93NUMPY\x01\x00"])
-def test_files_that_only_end_in_npz(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.npz is no readable \.npz"):
-        open_data(tmp_path / "a.npz")
 
 
 # ---- Folders of pictures ----

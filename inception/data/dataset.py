@@ -83,9 +83,17 @@ def pictures_remedy(x: Any) -> str:
     """How pictures that are not uint8 of shape (N, H, W, 3) become so, where that can be told."""
     if x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3:
         return ": put the channels last with x.transpose(0, 2, 3, 1)"
-    if x.dtype.kind == "f":
+    if x.dtype == np.uint8 or x.dtype.kind not in "iuf" or not x.size:
+        return ""
+    low, high = x.min(), x.max()
+    if not (low >= 0 and np.isfinite(high)):
         return ": bring them to 0 … 255 and convert with x.round().astype('uint8')"
-    return ": convert with x.astype('uint8')" if x.dtype.kind in "iu" and x.dtype != np.uint8 else ""
+    if high <= 255 and (x.dtype.kind != "f" or high > 1):
+        return f": convert with x{'.round()' * (x.dtype.kind == 'f')}.astype('uint8')"
+    if x.dtype == np.uint16 and high > 0x7FFF:
+        return ": bring them to 0 … 255 with (x // 257).astype('uint8')"
+    scale = "255" if high <= 1 else f"(255 / {high})"
+    return f": bring them to 0 … 255 with (x * {scale}).round().astype('uint8')"
 
 
 def labels_remedy(y: Any) -> str:
@@ -121,8 +129,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 def mean_and_std(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of each channel, pixels scaled to [0, 1]: two float64 arrays (3,).
 
-    A channel has 256 levels, so how often each occurs tells all. The sums over them are integers; only the
-    last division and root round. Of pictures that have to be decoded 5,000, evenly spread, stand for all.
+    A channel has 256 levels, so counting each level is enough. The sums are integers; only the last division and the
+    root round. If the pictures have to be decoded, 5,000 of them, evenly spread, stand for all.
+    A channel of one value has a standard deviation of 1 here, so that normalising makes it 0.
     Raises DataError if there are no pictures.
     """
     if not len(dataset):
@@ -140,4 +149,4 @@ def mean_and_std(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     squares = [int(s) for s in counts @ levels**2]
     mean = np.array([s / (255 * total) for s in sums])
     variance = [(total * q - s * s) / (255 * total) ** 2 for s, q in zip(sums, squares, strict=True)]
-    return mean, np.sqrt(variance)
+    return mean, np.sqrt([v or 1.0 for v in variance])

@@ -56,12 +56,13 @@ class Loader:
     ):
         if not isinstance(dataset, Dataset):
             raise DataError(f"a Loader wants a Dataset, got {type(dataset).__name__}: open_data returns (train, test)")
-        if batch_size < 1:
-            raise DataError(f"{dataset.name}: the batch size must be at least 1, got {batch_size}")
-        if prefetch < 0:
-            raise DataError(f"{dataset.name}: the batches to prefetch must be at least 0, got {prefetch}")
+        for name, number, least in (("the batch size", batch_size, 1), ("the batches to prefetch", prefetch, 0)):
+            if not isinstance(number, (int, np.integer)) or number < least:
+                raise DataError(f"{dataset.name}: {name} must be a whole number, at least {least}, got {number!r}")
         if not np.all(np.asarray(std) > 0):
-            raise DataError(f"{dataset.name}: each channel's std must be above 0, got {std}: are all pixels alike?")
+            raise DataError(
+                f"{dataset.name}: each channel's std must be above 0, got {std}: give one of equal pixels 1"
+            )
         if np.shape(mean) != (3,) or np.shape(std) != (3,):
             raise DataError(f"{dataset.name}: mean and std must be three numbers each, got {mean} and {std}")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed

@@ -1,22 +1,31 @@
-"""Pictures from files: one, some, or a data set of a folder for each class. Needs Pillow."""
+"""Pictures from files, one or many. Needs Pillow."""
 
 from __future__ import annotations
 
+import io
 import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from inception.data.augment import normalise
 from inception.data.dataset import DataError, Dataset
+from inception.files import allow, open_file
 from minigrad.threads import each
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")  # and no other: for EPS, Pillow would run Ghostscript
 _KEPT = 1 << 30  # bytes of decoded pictures that may stay in memory
+_LARGEST = (1 << 28) + (1 << 16)  # bytes of a file: those of the most pixels that Pillow takes, uncompressed
+_SCANS = 100  # of a progressive JPEG, each of which passes over all pixels; cameras and editors write about ten
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks that say how a picture looks
+_TURNED = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+           7: "TRANSVERSE", 8: "ROTATE_90"}  # by EXIF's orientation, the names of Pillow's Transpose  # fmt: skip
 
 
 def read_picture(
@@ -27,26 +36,101 @@ def read_picture(
     resize          scale it so that its shorter side has so many pixels instead, at least those of the size
     interpolation   bicubic, bilinear, …: a name of Pillow's Resampling
 
-    It is turned as its EXIF orientation says. Grey, palette, transparent (on black), CMYK and 16-bit pictures are
-    converted to RGB. JPEG is decoded at 1/2, 1/4 or 1/8 while that is at least twice the size.
-    Raises DataError naming the file if it is missing, no readable picture or too large (Pillow's limit of 89 million
-    pixels), or if Pillow is absent.
+    It is turned as its EXIF orientation says, if that can be read; other metadata is passed over. Grey, palette,
+    transparent (on black), CMYK and 16-bit pictures are converted to RGB. JPEG is decoded at 1/2, 1/4 or 1/8 while that
+    is at least twice the size. A picture that is cut short is refused.
+    Raises DataError naming the file if it is missing, no readable picture or too large (89 million pixels, which is
+    Pillow's limit, or far more than its bytes suggest: `files.allow`), or if Pillow is absent.
     """
-    image, ops = _pillow()
+    image, _ = _pillow()
+    path = Path(path)
+    if not (_fits("size", size) and _fits("interpolation", interpolation)):
+        raise DataError(
+            f"a picture is read to a size of (H, W) pixels by bicubic, bilinear, …, got {size} and {interpolation!r}"
+        )
+    with open_file(path, DataError) as file:
+        try:
+            bytes_ = file.seek(0, io.SEEK_END)
+            if bytes_ > _LARGEST:
+                raise ValueError(f"its {bytes_:,} bytes are too many: make it smaller")
+            _check_webp(path, file, bytes_)
+            with image.open(_without_notes(file, bytes_), formats=_FORMATS) as picture:
+                _check_pixels(path, picture, bytes_, least=2 * max(*size, resize or 0))
+                return _framed(_to_rgb(_upright(picture)), size, resize, interpolation)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged picture can raise anything
+            if isinstance(error, image.UnidentifiedImageError):
+                raise DataError(f"{path}: not a readable picture: it is none of {', '.join(_FORMATS)}") from None
+            reason = " ".join(str(error).split()) or repr(error)
+            raise DataError(f"{path}: not a readable picture ({reason:.200})") from None
+
+
+def _without_notes(file: BinaryIO, size: int) -> BinaryIO:
+    """A PNG's chunks of pixels and its EXIF alone; other files as they are.
+
+    Pillow refuses a PNG for a text, a colour profile or a later frame that is damaged or long.
+    """
+    file.seek(0)
+    if file.read(8) != _PNG:
+        file.seek(0)
+        return file
+    kept, kind = io.BytesIO(), b"IHDR"
+    kept.write(_PNG)
+    while kind.isalpha() and kind != b"IEND" and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in _PNG_PIXELS or (kind == b"eXIf" and length < 1 << 16):
+            kept.write(head)
+            kept.write(file.read(min(length + 4, size)))  # and the checksum
+        else:
+            file.seek(length + 4, io.SEEK_CUR)
+    kept.seek(0)
+    return kept
+
+
+def _check_webp(path: Path, file: BinaryIO, size: int) -> None:
+    """Refuse a WebP that would be too large in memory. Pillow makes room for it, twice, before it tells its size."""
+    file.seek(0)
+    head = file.read(30)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    match head[12:16]:
+        case b"VP8X":
+            width, height = 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            sides = int.from_bytes(head[21:25], "little")
+            width, height = 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+        case _:
+            width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    allow(path, 4 * width * height, size, "its pixels", DataError, "make it smaller")
+
+
+def _check_pixels(path: Path, picture: Any, size: int, least: int) -> None:
+    """Refuse a picture that would be too large in memory; a JPEG is made smaller first, down to `least` on a side."""
+    limit, pixels = _pillow()[0].MAX_IMAGE_PIXELS, picture.width * picture.height
+    if limit and pixels > limit:
+        raise ValueError(f"{picture.width}×{picture.height} pixels are too many: make it smaller")
+    if "progressive" in picture.info:  # libjpeg keeps all coefficients, two bytes each, and adds to them in each scan
+        picture.fp.seek(0)
+        scans = picture.fp.read().count(b"\xff\xda")
+        picture.fp.seek(0)
+        if scans > _SCANS:
+            raise ValueError(f"its {scans:,} scans are more than the {_SCANS} that are read: save it again")
+        wanted = 6 * pixels
+    else:
+        wanted = 0
+    picture.draft(None, (least, least))
+    wanted += 4 * picture.width * picture.height
+    allow(path, wanted, size, "its pixels", DataError, "make it smaller")
+
+
+def _upright(picture: Any) -> Any:
+    """The picture turned as its EXIF says, or as it is if that cannot be read."""
     try:
-        with image.open(path, formats=_FORMATS) as picture:
-            if image.MAX_IMAGE_PIXELS and picture.width * picture.height > image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{picture.width}×{picture.height} pixels are too many: make it smaller")
-            least = 2 * max(*size, resize or 0)
-            picture.draft(None, (least, least))
-            ops.exif_transpose(picture, in_place=True)
-            return _framed(_to_rgb(picture), size, resize, interpolation)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except Exception as error:  # a damaged picture can raise anything
-        if isinstance(error, image.UnidentifiedImageError):
-            raise DataError(f"{path}: not a readable picture: it is none of {', '.join(_FORMATS)}") from None
-        raise DataError(f"{path}: not a readable picture ({' '.join(str(error).split()) or repr(error)})") from None
+        turn = _TURNED.get(picture.getexif().get(0x0112))
+    except Exception:  # damaged EXIF can raise anything, and says nothing of the pixels
+        turn = None
+    return picture.transpose(_pillow()[0].Transpose[turn]) if turn else picture
 
 
 def _framed(picture: Any, size: tuple[int, int], resize: int | None, interpolation: str) -> np.ndarray:
@@ -64,12 +148,11 @@ def _framed(picture: Any, size: tuple[int, int], resize: int | None, interpolati
     return np.asarray(picture.resize(wanted, method, box=tuple(box)), dtype=np.uint8)
 
 
-_Fits = Callable[[Any], Any]
-_WANTED: dict[str, tuple[str, _Fits]] = {  # what `Preprocessing` takes: in words, and as a test
-    "size": ("[height, width], pixels", lambda v: len(v) == 2 and all(type(side) is int and side > 0 for side in v)),
+_WANTED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # what `Preprocessing` takes: in words, and as a test
+    "size": ("[height, width], pixels", lambda v: len(v) == 2 and all(_whole(side) and side > 0 for side in v)),
     "mean": ("three numbers", lambda v: _three_numbers(v)),
     "std": ("three numbers above 0", lambda v: _three_numbers(v) and min(v) > 0),
-    "resize": ("a whole number", lambda v: v is None or type(v) is int),
+    "resize": ("a whole number", lambda v: v is None or _whole(v)),
     "interpolation": (
         "nearest, bilinear, bicubic or lanczos",
         lambda v: v in ("nearest", "bilinear", "bicubic", "lanczos"),
@@ -79,17 +162,24 @@ _WANTED: dict[str, tuple[str, _Fits]] = {  # what `Preprocessing` takes: in word
 
 
 def _three_numbers(v: Any) -> bool:
-    return len(v) == 3 and all(type(x) in (int, float) and math.isfinite(x) for x in v)
+    return len(v) == 3 and all((_whole(x) or isinstance(x, (float, np.floating))) and math.isfinite(x) for x in v)
+
+
+def _whole(v: Any) -> bool:
+    return isinstance(v, (int, np.integer)) and not isinstance(v, bool)
+
+
+def _fits(name: str, value: Any) -> bool:
+    try:
+        return bool(_WANTED[name][1](value))
+    except (TypeError, ValueError):
+        return False
 
 
 def check_preparation(about: Mapping[str, Any]) -> None:
     """Raise DataError where a description of weights says something of pictures that cannot be done."""
-    for name, (wanted, fits) in _WANTED.items():
-        try:
-            good = name not in about or bool(fits(about[name]))
-        except (TypeError, ValueError):
-            good = False
-        if not good:
+    for name, (wanted, _) in _WANTED.items():
+        if name in about and not _fits(name, about[name]):
             raise DataError(f"the weights want pictures of {name} {str(about[name])[:80]}, which must be {wanted}")
 
 
@@ -159,28 +249,7 @@ def _to_rgb(picture: Any) -> Any:
     elif picture.has_transparency_data:  # convert("RGB") would show the colours under the transparency
         picture = picture.convert("RGBA")
         picture = image.alpha_composite(image.new("RGBA", picture.size, "black"), picture)
-    return picture.convert("RGB")
-
-
-def find_pictures(paths: list[Path]) -> list[Path]:
-    """The files given, and all pictures below the directories given, in order of their names.
-
-    Raises DataError for a directory without pictures.
-    """
-    found = []
-    for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file())
-        if not inside:
-            raise DataError(f"{path}: no pictures in this directory ({', '.join(SUFFIXES)})")
-        found += inside
-    return found
-
-
-def _is_picture(path: Path) -> bool:
-    """By its name: what begins with a dot, or lies in such a folder, is some system's note on a picture."""
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would make a copy
 
 
 class Pictures:
@@ -224,38 +293,3 @@ class Pictures:
     def select(self, rows: np.ndarray) -> Pictures:
         """The pictures in `rows` as another such array; nothing is decoded."""
         return Pictures(self.sources[rows], self.how)
-
-
-def load_folders(directory: str | Path, size: tuple[int, int]) -> tuple[Dataset, Dataset]:
-    """(train, test) from DIR/train/CLASS/PICTURE and DIR/test/CLASS/PICTURE, or val/ if there is no test/.
-
-    size  (H, W) of the data set's pictures, as in `read_picture`
-    Raises DataError if there are no such folders, if one of a class is empty, or if the classes differ.
-    """
-    directory = Path(directory)
-    train = directory / "train"
-    test = next((directory / name for name in ("test", "val") if (directory / name).is_dir()), None)
-    if test is None:
-        raise DataError(f"{directory} has a folder train but neither test nor val: put pictures to evaluate on there")
-    classes, others = _class_folders(train), _class_folders(test)
-    for here, there in ((train, set(classes) - set(others)), (test, set(others) - set(classes))):
-        if there:
-            raise DataError(
-                f"{here / min(there)} has no counterpart in {test if here is train else train}: "
-                f"both must have a folder for each class"
-            )
-    return _labelled(train, classes, size), _labelled(test, classes, size)
-
-
-def _class_folders(directory: Path) -> list[str]:
-    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise DataError(f"{directory} has no folders: it needs one for each class, with pictures in it")
-    return names
-
-
-def _labelled(directory: Path, classes: list[str], size: tuple[int, int]) -> Dataset:
-    found = [find_pictures([directory / name]) for name in classes]
-    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
-    files = np.array([str(path) for paths in found for path in paths], object)  # a Path takes four times the memory
-    return Dataset(Pictures(files, Preprocessing(size)), labels, tuple(classes), str(directory))
