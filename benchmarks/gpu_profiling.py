@@ -174,7 +174,7 @@ def launch_rows(network: OnGpu, clock: Clock) -> list[Record]:
                 if name == "product":
                     row["flop"] = 2 * math.prod(args[2].shape) * args[0].shape[-1]
                     row["gflops"] = row["flop"] / max(ms, 1e-6) / 1e6
-                elif args[0] == "optim":  # its operands are tables of addresses
+                elif args[0] == "arena":  # its operands are tables of addresses
                     row["mb"] = row["gb_per_second"] = None
                 rows[key] = row
             rows[key]["calls"] += 1

@@ -75,21 +75,6 @@ def moved(x: Array, xp: Any) -> Array:
     return images(move(pixels(x), xp), n, h, w)
 
 
-@functools.lru_cache(4096)
-def memory_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...] | None:
-    """In which order such an array lies in memory, one value after the other: equal for arrays that lie alike.
-
-    None if there are gaps, or values lie on each other. An axis of one element has no part in it, whatever its stride.
-    """
-    axes = [(stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1]
-    step = itemsize
-    for stride, size in sorted(axes):
-        if stride != step:
-            return None
-        step *= size
-    return tuple(stride for stride, _ in axes)
-
-
 def elementwise(function: Any, *arrays: Array) -> Array:
     """function(*arrays) with broadcasting, the result channels-last where it is a batch of images.
 

@@ -7,221 +7,29 @@
         optimizer.step(lr=0.1 * schedule(step))
 
 An optimizer has no clock: learning rate and momentum of a step are handed in, as pure functions of the step
-(minigrad.schedule). Parameters are updated in place, in the memory and layout that they have; besides the state,
-an update needs one scratch array of the parameter's size (RMSProp with weight decay: two; Muon: five). On a GPU all
-parameters are updated by one launch of a kernel that has the same formula (kernels/cuda/optim.cu), without scratch; by
-Muon in two, with products in between and one array of scratch that is kept. A parameter whose gradient is None is left
-alone. In the formulas g is the gradient, p the parameter, lr the learning rate.
+(minigrad.schedule). A parameter whose gradient is None keeps its value and its state. What all optimizers share is in
+minigrad.optimizer.
+
+In the formulas g is the gradient, p the parameter, lr the learning rate. Each class has its formula as the paper has
+it, and in `_update` as code on arrays, which hold the values of many parameters. The numbers in that code, `n`, come
+from `_numbers`, in double precision; on a GPU they lie in its memory, where a CUDA graph finds those of each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from numbers import Real
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module, capturing, move
-from minigrad.errors import BackendError, MinigradError, StateError, differences, no_such
+from minigrad.arena import BLOCK, Layout, clip, spread
+from minigrad.backend import array_module
+from minigrad.errors import MinigradError
 from minigrad.kernels import kernels
-from minigrad.layout import Array, empty_images, filter_matrix, memory_order
-from minigrad.tensor import Tensor
+from minigrad.layout import Array
+from minigrad.optimizer import Optimizer, Options, Parameter, Params, Slot, State
 from minigrad.threads import blas_on_one_thread
-
-Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
-Params = Iterable[Any]  # of parameters, or of groups: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}
-Options = dict[str, Any]  # an optimizer's keyword arguments
-
-
-@dataclass
-class Slot:
-    """One parameter, the options of its group, and what the optimizer remembers about it."""
-
-    param: Parameter
-    lr_scale: float  # this group's learning rate over the step's
-    options: Options  # the optimizer's, as this group overrides them
-    updates: int = 0  # how often it has been updated
-    state: dict[str, Array] = field(default_factory=dict)  # shape, dtype and memory layout of the parameter
-
-
-class Optimizer:
-    """What all optimizers share: groups, the walk over the parameters, and the state.
-
-    params   parameters, or groups of them: {"params": [...], "weight_decay": 0.0, "lr_scale": 2.0}. A group
-             overrides the optimizer's keyword arguments; its learning rate is lr_scale times the step's.
-    lr       the learning rate of a step that is not given one
-    Raises   MinigradError for an option that is unknown or negative, no parameters, or one that comes twice.
-
-    Build it after the model is where it shall train: the state lives where the parameters do.
-    """
-
-    kernel = ""  # in kernels/cuda/optim.cu: the formula of `_update`, given p, g and the state of these names, and the
-    state_names: tuple[str, ...] = ()  # numbers lr, t and the options in the order of __init__; "": there is none
-
-    def __init__(self, params: Params, lr: float, **options: Any):
-        if not isinstance(params, Iterable):
-            raise self._no_parameters(params)
-        entries = list(params)
-        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
-        _refuse_negative({"lr": lr})
-        self.lr = lr
-        self.slots: list[Slot] = []
-        self.together: Any = None  # the launch for all parameters, made when it is first needed
-        for number, group in enumerate(groups):
-            known = {"params", "lr_scale", *options}
-            for name in group:
-                if name not in known:
-                    raise MinigradError(f"group {number}: {no_such('option', name, sorted(known))}")
-            if "params" not in group:
-                raise MinigradError(f"group {number} has no 'params': a group is {{'params': [...], ...}}")
-            own = options | {name: value for name, value in group.items() if name in options}
-            scale = group.get("lr_scale", 1.0)
-            _refuse_negative(own | {"lr_scale": scale})
-            names = self._state_names(own)
-            if hasattr(group["params"], "grad"):
-                raise MinigradError(f"group {number}: 'params' must be a list of parameters, got a single one")
-            for p in group["params"]:
-                if not hasattr(p, "grad"):
-                    raise self._no_parameters(p)
-                xp = array_module(p.data)
-                self.slots.append(Slot(p, scale, own, state={name: xp.zeros_like(p.data) for name in names}))
-        if not self.slots:
-            raise MinigradError(f"{type(self).__name__} got no parameters: was a generator used up before?")
-        if len({id(slot.param) for slot in self.slots}) < len(self.slots):
-            raise MinigradError("a parameter was given twice, in one group or in two: it would be updated twice")
-
-    def _no_parameters(self, given: Any) -> MinigradError:
-        name = type(self).__name__
-        return MinigradError(f"{name} wants parameters, as model.parameters() gives them, got {type(given).__name__}")
-
-    def _state_names(self, options: Options) -> tuple[str, ...]:
-        """Name the arrays to keep for each parameter of a group; refuse options that do not go together."""
-        raise NotImplementedError
-
-    def _update(self, *args: Any, **options: Any) -> None:
-        """Update p in place: `_update(p, g, slot, lr, **options)`."""
-        raise NotImplementedError
-
-    def step(self, lr: float | None = None, momentum: float | None = None) -> None:
-        """Update every parameter that has a gradient; gradients are left untouched.
-
-        lr         the learning rate of this step, instead of the optimizer's
-        momentum   the momentum of this step (for AdamW β₁), in all groups, instead of theirs
-
-        Raises MinigradError for one that is negative or NaN, and for a momentum where the optimizer was built without.
-        """
-        lr = float(self.lr if lr is None else lr)  # Python numbers, so that float32 stays float32
-        _refuse_negative({"lr": lr} if momentum is None else {"lr": lr, "momentum": float(momentum)})
-        due = {i: slot for i, slot in enumerate(self.slots) if slot.param.grad is not None}
-        options = {i: self._options(slot, momentum) for i, slot in due.items()}  # which may raise, before any update
-        for i, slot in due.items():
-            self._check_places(i, slot)
-        rows = {i: self._row(i, slot) for i, slot in due.items()}
-        apart = [i for i, row in rows.items() if row is None]
-        if apart and capturing(array_module(due[apart[0]].param.data)):
-            raise BackendError(
-                f"{type(self).__name__} has no kernel that updates parameter {apart[0]}: a graph would repeat the "
-                "learning rate of the step that it was captured in"
-            )
-        by = f"{type(self).__name__}.step()"
-        for i in apart:
-            slot = due[i]
-            slot.updates += 1
-            _count_change(slot.param, by)
-            self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
-        if len(apart) < len(rows):
-            self.together.place({i: row for i, row in rows.items() if row is not None})
-            self.renew(lr, momentum)
-            self._launch()
-
-    def _launch(self) -> None:
-        """Update, on a GPU, the parameters that were placed, by the numbers that were told."""
-        self.together.launch()
-
-    def renew(self, lr: float, momentum: float | None = None) -> None:
-        """What is left for the host to do where a CUDA graph that has captured `step` is replayed: count an update of
-        the same parameters, and say its numbers (`together.upload` writes them)."""
-        numbers, by = {}, f"{type(self).__name__}.step()"
-        for i in self.together.placed[0]:
-            slot = self.slots[i]
-            slot.updates += 1
-            _count_change(slot.param, by)
-            numbers[i] = [lr * slot.lr_scale, slot.updates, *_flat(self._options(slot, momentum).values())]
-        self.together.tell(numbers)
-
-    def _check_places(self, i: int, slot: Slot) -> None:
-        """Raise BackendError where a parameter, its gradient and its state are not in one place."""
-        p = slot.param.data
-        for name, x in {"gradient": slot.param.grad, **slot.state}.items():
-            if type(x) is not type(p) and array_module(x) is not array_module(p):
-                here, there = array_module(p).__name__, array_module(x).__name__
-                raise BackendError(
-                    f"{type(self).__name__}: parameter {i} {p.shape} is an array of {here}, its {name} {x.shape} one "
-                    f"of {there}: after a model has moved, build a new optimizer and give it this one's state_dict()"
-                )
-
-    def _options(self, slot: Slot, momentum: float | None) -> Options:
-        """The options of a step: those of the group, but for the momentum that `step` is given."""
-        if momentum is None:
-            return slot.options
-        if slot.options.get("momentum") == 0.0:
-            name = type(self).__name__
-            raise MinigradError(f"step got momentum={momentum}, but {name} was built without one: give it one")
-        return slot.options | {"momentum": float(momentum)}
-
-    def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
-        """On a GPU: the arrays of this parameter for the launch that updates all; None where they do not fit in."""
-        p, g = slot.param.data, slot.param.grad
-        if isinstance(p, np.ndarray) or not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
-            return None
-        if self.together is None:
-            self.together = kernels(p).Together(self.kernel, [slot.param.data for slot in self.slots])
-        state = [slot.state.get(name) for name in self.state_names]
-        if not self.together.takes(i, p, *state):
-            return None
-        return [p, g if self.together.takes(i, p, g) else _copied(g, p), *state]
-
-    def zero_grad(self) -> None:
-        """Forget the gradients: they become None, and their memory is free."""
-        for slot in self.slots:
-            slot.param.grad = None
-
-    def state_dict(self) -> dict[str, Array]:
-        """A copy of the state: "updates" (P,) int64 on the host, and arrays by name and position: "velocity.0", …
-
-        Options and learning rate are not in it: they come from the code that builds the optimizer.
-        """
-        updates = np.array([slot.updates for slot in self.slots], np.int64)
-        return {"updates": updates} | {name: x.copy(order="K") for name, x in self._state().items()}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Continue from a `state_dict`, bit for bit; its arrays may come from another backend.
-
-        Raises StateError, with all that is missing, unexpected or misshapen, before anything is changed.
-        """
-        own, state = self._state(), dict(state)  # dict: an .npz file reads an array each time it is asked for one
-        wanted = {name: (x.shape, x.dtype) for name, x in own.items()}
-        wanted["updates"] = ((len(self.slots),), np.dtype(np.int64))
-        troubles = {
-            "missing": [name for name in wanted if name not in state],
-            "unexpected": [name for name in state if name not in wanted],
-            "of another kind": [
-                f"{name} is {state[name].dtype} {state[name].shape} instead of {dtype} {shape}"
-                for name, (shape, dtype) in wanted.items()
-                if name in state and (state[name].shape, state[name].dtype) != (shape, dtype)
-            ],
-        }
-        if any(troubles.values()):
-            raise StateError(f"this state is not that of this {type(self).__name__}: {differences(troubles)}")
-        for name, x in own.items():
-            x[...] = move(state[name], array_module(x))
-        for slot, updates in zip(self.slots, state["updates"], strict=True):
-            slot.updates = int(updates)
-
-    def _state(self) -> dict[str, Array]:
-        return {f"{name}.{i}": x for i, slot in enumerate(self.slots) for name, x in slot.state.items()}
 
 
 class SGD(Optimizer):
@@ -234,8 +42,6 @@ class SGD(Optimizer):
     Raises MinigradError for Nesterov without momentum.
     """
 
-    kernel, state_names = "sgd", ("velocity",)
-
     def __init__(
         self, params: Params, lr: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ):
@@ -246,21 +52,23 @@ class SGD(Optimizer):
             raise MinigradError("SGD: nesterov=True needs a momentum above 0, for example 0.9")
         return ("velocity",) if options["momentum"] else ()
 
-    def _update(
-        self, p: Array, g: Array, slot: Slot, lr: float, momentum: float, nesterov: bool, weight_decay: float
-    ) -> None:
-        d = _decayed(p, g, weight_decay)
-        if "velocity" in slot.state:
-            v = slot.state["velocity"]
-            v *= momentum
-            v += d
-            if nesterov:  # lr·d and lr·μ·v are taken off one after the other, to need no second scratch array
-                d *= lr
-                p -= d
-            array_module(p).multiply(v, lr * momentum if nesterov else lr, out=d)
+    def _numbers(self, lr: float, t: int, *, momentum: float, nesterov: bool, weight_decay: float) -> dict[str, float]:
+        return {"lr": lr, "mu": momentum, "lr_mu": lr * momentum, "decay": weight_decay}
+
+    def _update(self, p: Array, g: Array, state: State, n: Any, options: Options) -> None:
+        if options["weight_decay"]:
+            g += n.decay * p  # d
+        if not options["momentum"]:
+            p -= n.lr * g
+            return
+        v = state["velocity"]
+        v *= n.mu
+        v += g
+        if options["nesterov"]:
+            p -= n.lr * g
+            p -= n.lr_mu * v
         else:
-            d *= lr
-        p -= d
+            p -= n.lr * v
 
 
 class RMSProp(Optimizer):
@@ -271,8 +79,6 @@ class RMSProp(Optimizer):
     Tieleman, Hinton: Lecture 6.5, Coursera 2012; in PyTorch's form: ε is added outside the root, s starts at 0. The
     Inception papers (arXiv:1512.00567, 8: α 0.9, ε 1.0) used TensorFlow's: √(s + ε), s starts at 1, lr inside v.
     """
-
-    kernel, state_names = "rmsprop", ("mean_square", "velocity")
 
     def __init__(
         self,
@@ -291,27 +97,23 @@ class RMSProp(Optimizer):
             raise MinigradError(f"RMSProp: decay must be at most 1, got {options['decay']!r}")
         return ("mean_square", "velocity") if options["momentum"] else ("mean_square",)
 
-    def _update(
-        self, p: Array, g: Array, slot: Slot, lr: float, decay: float, eps: float, momentum: float, weight_decay: float
-    ) -> None:
-        xp = array_module(p)
-        d = _decayed(p, g, weight_decay) if weight_decay else g  # g itself is only read below
-        s = slot.state["mean_square"]
-        scratch = xp.multiply(d, d, out=xp.empty_like(p))
-        scratch *= 1.0 - decay
-        s *= decay
-        s += scratch
-        xp.sqrt(s, out=scratch)
-        scratch += eps
-        xp.divide(d, scratch, out=scratch)
-        if "velocity" in slot.state:
-            v = slot.state["velocity"]
-            v *= momentum
-            v += scratch
-            xp.multiply(v, lr, out=scratch)
-        else:
-            scratch *= lr
-        p -= scratch
+    def _numbers(self, lr: float, t: int, *, decay: float, eps: float, momentum: float, weight_decay: float) -> Any:
+        return {"lr": lr, "alpha": decay, "rest": 1.0 - decay, "eps": eps, "mu": momentum, "decay": weight_decay}
+
+    def _update(self, p: Array, g: Array, state: State, n: Any, options: Options) -> None:
+        if options["weight_decay"]:
+            g += n.decay * p  # d
+        s = state["mean_square"]
+        s *= n.alpha
+        s += n.rest * (g * g)
+        g /= array_module(s).sqrt(s) + n.eps
+        if not options["momentum"]:
+            p -= n.lr * g
+            return
+        v = state["velocity"]
+        v *= n.mu
+        v += g
+        p -= n.lr * v
 
 
 class AdamW(Optimizer):
@@ -322,8 +124,6 @@ class AdamW(Optimizer):
 
     Kingma, Ba: Adam, arXiv:1412.6980; Loshchilov, Hutter: Decoupled weight decay regularization, arXiv:1711.05101.
     """
-
-    kernel, state_names = "adamw", ("mean", "mean_square")
 
     def __init__(
         self,
@@ -349,32 +149,25 @@ class AdamW(Optimizer):
             _refuse_one(AdamW, momentum=momentum)
         return slot.options if momentum is None else slot.options | {"betas": (float(momentum), beta2)}
 
-    def _update(
-        self,
-        p: Array,
-        g: Array,
-        slot: Slot,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-    ) -> None:
-        xp, (beta1, beta2) = array_module(p), betas
-        m, s = slot.state["mean"], slot.state["mean_square"]
-        scratch = xp.subtract(g, m, out=xp.empty_like(p))
-        scratch *= 1.0 - beta1
-        m += scratch
-        xp.multiply(g, g, out=scratch)
-        scratch *= 1.0 - beta2
-        s *= beta2
-        s += scratch
-        xp.sqrt(s, out=scratch)
-        scratch *= (1.0 - beta2**slot.updates) ** -0.5
-        scratch += eps
-        xp.divide(m, scratch, out=scratch)
-        scratch *= lr / (1.0 - beta1**slot.updates)
-        p *= 1.0 - lr * weight_decay
-        p -= scratch
+    def _numbers(self, lr: float, t: int, *, betas: tuple[float, float], eps: float, weight_decay: float) -> Any:
+        beta1, beta2 = betas
+        return {
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "unbiased": (1.0 - beta2**t) ** -0.5,  # of √s
+            "eps": eps,
+            "kept": 1.0 - lr * weight_decay,
+            "rate": lr / (1.0 - beta1**t),
+        }
+
+    def _update(self, p: Array, g: Array, state: State, n: Any, options: Options) -> None:
+        m, s = state["mean"], state["mean_square"]
+        m += n.rest1 * (g - m)
+        s *= n.beta2
+        s += n.rest2 * (g * g)
+        p *= n.kept
+        p -= n.rate * (m / (n.unbiased * array_module(s).sqrt(s) + n.eps))
 
 
 class Muon(Optimizer):
@@ -382,9 +175,10 @@ class Muon(Optimizer):
 
         v ← μ·v + g,   d ← g + μ·v,   p ← (1 − lr·λ)·p − lr · max(1, √(O / K)) · orthogonal(d)
 
-    orthogonal(d) is the nearest matrix to d, as (O, K) with K = KH·KW·I, whose singular values are all 1: a few strong
+    orthogonal(d) is the nearest matrix to d, as (O, K) with K = I·KH·KW, whose singular values are all 1: a few strong
     directions, in which gradients are much alike, drown the others in plain momentum. What is no matrix (biases, gamma,
-    beta) moves by p ← (1 − lr·λ)·p − lr·d. The step's length hangs on lr alone, not on the gradient's: about 0.05.
+    beta) moves by p ← (1 − lr·λ)·p − lr·d. The step's length depends on lr only, not on the gradient. A typical lr is
+    0.05.
 
     costs    9 products, with matrices of min(O, K) rows, for every weight: far below those of a step on a batch. On a
              GPU weights of one shape share them
@@ -392,58 +186,48 @@ class Muon(Optimizer):
              Liu et al., arXiv:2502.16982
     """
 
-    kernel, state_names = "muon", ("velocity",)
-
     def __init__(self, params: Params, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
-        self.directions: list[Array] = []  # d of every parameter on a GPU, made when it is first needed:
-        self.stacks: list[Array] = []  # those that are matrices again, (S, O, K) for each shape that they have
 
     def _state_names(self, options: Options) -> tuple[str, ...]:
         return ("velocity",)
 
-    def _update(self, p: Array, g: Array, slot: Slot, lr: float, momentum: float, weight_decay: float) -> None:
-        v = slot.state["velocity"]
-        v *= momentum
+    def _numbers(self, lr: float, t: int, *, momentum: float, weight_decay: float) -> dict[str, float]:
+        return {"lr": lr, "mu": momentum, "kept": 1.0 - lr * weight_decay}
+
+    def _apply(self) -> None:
+        self._over_blocks(self._look_ahead)
+        spread(self.banks[0].arena.xp, _turn, self._matrices())
+        self._over_blocks(self._update)
+
+    def _look_ahead(self, p: Array, g: Array, state: State, n: Any, options: Options) -> None:
+        v = state["velocity"]
+        v *= n.mu
         v += g
-        d = array_module(p).multiply(v, momentum, out=array_module(p).empty_like(p))
-        d += g
-        if weight_decay:
-            p *= 1.0 - lr * weight_decay
-        if p.ndim > 1:
-            d = direction(d.reshape(len(d), -1)).reshape(p.shape)
-        d *= lr
-        p -= d
+        g += n.mu * v  # d
 
-    def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
-        row = super()._row(i, slot)
-        if row is None:
-            return None
-        if not self.directions:
-            self._make_directions()
-        d = self.directions[i]
-        return [*row, d] if self.together.takes(i, slot.param.data, d) else None
+    def _update(self, p: Array, g: Array, state: State, n: Any, options: Options) -> None:
+        if options["weight_decay"]:
+            p *= n.kept
+        p -= n.lr * g  # which is d by now, for matrices max(1, √(O / K)) · orthogonal(d)
 
-    def _make_directions(self) -> None:
-        """Matrices of one shape lie on each other, filters channels-last as parameters are."""
-        alike: dict[Any, list[int]] = {}
-        for i, slot in enumerate(self.slots):
-            alike.setdefault((slot.param.data.dtype, slot.param.data.shape), []).append(i)
-        found: dict[int, Array] = {}
-        for (dtype, shape), numbers in alike.items():
-            joined = empty_images(array_module(self.slots[0].param.data), (len(numbers) * shape[0], *shape[1:]), dtype)
-            joined[...] = 0.0  # also where a parameter never gets a gradient
-            found |= {i: joined[n * shape[0] : (n + 1) * shape[0]] for n, i in enumerate(numbers)}
-            if len(shape) > 1:
-                rows = filter_matrix(joined) if len(shape) == 4 else joined.reshape(len(joined), -1)
-                self.stacks.append(rows.reshape(len(numbers), shape[0], -1))
-        self.directions = [found[i] for i in range(len(self.slots))]
+    def _matrices(self) -> list[Array]:
+        """All d that are matrices, as views (S, O, …): those of one shape together, on the host in blocks."""
+        found = []
+        for run in self.runs:
+            arena, d = run.bank.arena, run.bank.gradients.flat
+            for shape, neighbours in groupby(range(run.first, run.last), key=arena.shapes.__getitem__):
+                numbers = list(neighbours)
+                if len(shape) > 1:
+                    first, end = numbers[0], numbers[-1] + 1
+                    count = len(numbers) if arena.xp is not np else BLOCK // max(arena.sizes[first], 1) or 1
+                    found += [arena.stack(d, i, min(i + count, end)) for i in range(first, end, count)]
+        return found
 
-    def _launch(self) -> None:
-        self.together.launch("muon_momentum")
-        for stack in self.stacks:
-            stack[...] = direction(stack)
-        self.together.launch()
+
+def _turn(d: Array) -> None:
+    """Replace matrices (S, O, …) by their directions."""
+    d[...] = direction(d.reshape(*d.shape[:2], -1)).reshape(d.shape)
 
 
 def direction(matrices: Array) -> Array:
@@ -506,89 +290,20 @@ def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
     changed in place. Raises MinigradError if max_norm is not above 0.
     Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, arXiv:1211.5063.
     """
-    return ClipByNorm(max_norm)(params)
-
-
-class ClipByNorm:
-    """`clip_by_norm` step after step: on a GPU its tables are made once, as a CUDA graph demands."""
-
-    def __init__(self, max_norm: float):
-        if not max_norm > 0.0:
-            raise MinigradError(f"max_norm must be above 0, got {max_norm}")
-        self.max_norm = float(max_norm)
-        self.together: Any = None  # on a GPU: the launch for all gradients, made when it is first needed
-
-    def __call__(self, params: Iterable[Parameter]) -> Array:
-        """Clip the gradients of these parameters, and return their norm before."""
-        params = [p for p in params if p.grad is not None]
-        if not params:
-            return np.zeros(())
-        xp = array_module(params[0].grad)
-        if xp is not np and len({p.grad.dtype for p in params}) == 1:
-            return self._at_once(params)
-        if capturing(xp):
-            raise BackendError("the gradients are of several dtypes, and no kernel clips these together")
-        squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
-        norm = xp.sqrt(xp.sum(xp.stack(squares)))
-        factor = xp.where(xp.isfinite(norm), xp.minimum(1.0, self.max_norm / (norm + 1e-6)), 1.0)[()]
-        for p in params:
-            p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
-        return xp.asarray(norm)
-
-    def _at_once(self, params: list[Parameter]) -> Array:
-        """The same on a GPU, in two launches for all gradients of one dtype."""
-        into = [array_module(p.grad).empty_like(p.data) for p in params]
-        gradients = [
-            p.grad if _alike(p.grad, new) else _copied(p.grad, new) for p, new in zip(params, into, strict=True)
-        ]
-        kind = into[0].dtype, [new.size for new in into]
-        if self.together is None or (self.together.like.dtype, self.together.sizes) != kind:
-            self.together = kernels(into[0]).Together("clip", into)
-        norm = kernels(into[0]).clip(self.together, gradients, into, self.max_norm)
-        for p, new in zip(params, into, strict=True):
-            p.grad = new
-        return norm[0]
-
-
-def _alike(a: Array, b: Array) -> bool:
-    """Whether the values of both lie in memory in the same order, without gaps."""
-    first, second = (memory_order(x.shape, x.strides, x.itemsize) for x in (a, b))
-    return first == second and first is not None
-
-
-def _copied(x: Array, like: Array) -> Array:
-    """x in the memory layout of another array."""
-    y = array_module(like).empty_like(like)
-    y[...] = x
-    return y
-
-
-def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
-    """g + weight_decay·p, in a new array of p's layout."""
-    d = array_module(p).empty_like(p)
-    if weight_decay:
-        array_module(p).multiply(p, weight_decay, out=d)
-        d += g
-    else:
-        d[...] = g
-    return d
-
-
-def _count_change(param: Parameter, by: str) -> None:
-    """Tell a tensor that its values change in place; other parameters (see Parameter) do not count."""
-    if isinstance(param, Tensor):
-        param.changed(by)
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    """Numbers, and those in tuples, one after the other."""
-    return [number for value in values for number in (value if isinstance(value, (tuple, list)) else (value,))]
-
-
-def _refuse_negative(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if not all(isinstance(number, Real) and float(number) >= 0.0 for number in _flat([value])):  # NaN fails too
-            raise MinigradError(f"{name} must be a number of at least 0, got {value!r}")
+    kinds: dict[Any, list[Parameter]] = {}
+    for p in params:
+        if p.grad is not None:
+            kinds.setdefault(p.grad.dtype, []).append(p)
+    blocks = []
+    for its in kinds.values():
+        layout = Layout([p.grad for p in its])
+        copies = layout.zeros()
+        layout.check([p.grad for p in its])
+        layout.gather([p.grad for p in its], copies)
+        for p, copy in zip(its, copies.views, strict=True):
+            p.grad = copy
+        blocks += [copies.flat[block.values] for block in layout.blocks()]
+    return clip(blocks, max_norm)
 
 
 def _refuse_one(optimizer: type, **options: float) -> None:

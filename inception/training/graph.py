@@ -2,7 +2,7 @@
 
 A small network is over before the host has started its hundreds of kernels; a graph starts them all. It does again what
 was captured, on the same memory with the same arguments, so that whatever changes from step to step lies in memory that
-is written before each replay: the batch, the keys of random numbers, the numbers of optimizer and average. Losses are
+is written before each replay: the batch, the keys of random numbers, the numbers of the optimizer. Losses are
 added up where they are read when somebody asks. Evaluation and everything else between two steps is as ever.
 """
 
@@ -110,7 +110,8 @@ class GraphedStep:
         self.graph: Any = None
         self.pool: Any = None  # the memory of what the graph computes: nothing else, and as long as the graph
         self.batch: Any = None  # on the device: what the graph reads
-        self.launches: list[Any] = []  # whose tables are written before each replay
+        self.runs: list[Any] = []  # what the graph's update updates
+        self.tables: list[Any] = []  # where its gradients lie, on the device
         # What the graph has taken as given:
         self.settings: list[Any] = []  # looked at when an epoch begins
         self.arrays: list[Any] = []  # looked at in every step; this also keeps the memory that the graph writes to
@@ -154,17 +155,12 @@ class GraphedStep:
     def _renew(self) -> None:
         """Say what else is new in this step, and count it."""
         training = self.training
-        for together, placed in self.launches:  # a step that was taken as ever has placed other gradients
-            together.placed = placed
-        training.optimizer.renew(**training.rates())
-        if training.average is not None:
-            training.average.renew(training.step)
+        training.optimizer.runs = self.runs
+        training.optimizer.tell(**training.rates())
         for tensor, _, trained in self.arrays:
             if not trained:  # the replay moves running statistics; the optimizer counts its own changes
                 tensor.changed("a replayed step")
         training.sums.count(len(self.batch.labels))
-        for together, _ in self.launches:
-            together.upload()
 
     # ---- What a graph takes as given ----
 
@@ -189,10 +185,8 @@ class GraphedStep:
         for path, module in training.model.named_modules():
             if module.recompute:
                 raise BackendError(f"{path or 'the model'} is recomputed to save memory, and a graph takes more of it")
-        sums, average, slots = training.sums, training.average, training.optimizer.slots
-        if average is not None and not average.place():
-            average.together.load()  # now, as there may have been no update yet
-        before = sums.steps, sums.seen, 0.0 if average is None else average.count, [slot.updates for slot in slots]
+        sums, slots = training.sums, training.optimizer.slots
+        before = sums.steps, sums.seen, [slot.updates for slot in slots]
         attributes = [(module, module.attributes()) for _, module in training.model.named_modules()]
         self._hand_out()
         gc.collect()  # a training that is over refers to its graph, and that to the training
@@ -216,13 +210,10 @@ class GraphedStep:
             self.arrays = [(t, t.data, t.requires_grad) for t in tensors]
         finally:
             training.optimizer.zero_grad()
-            sums.steps, sums.seen, count, updates = before
-            if average is not None:
-                average.count = count
+            sums.steps, sums.seen, updates = before
             for slot, number in zip(slots, updates, strict=True):
                 slot.updates = number
-        owners = [owner for owner in (training.clip, training.optimizer, average) if owner is not None]
-        self.launches = [(owner.together, owner.together.placed) for owner in owners]
+        self.runs, self.tables = training.optimizer.finish_capture()
 
 
 @functools.cache

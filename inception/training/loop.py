@@ -16,7 +16,7 @@ from inception.data import Batch, DataError, Loader, normalise
 from inception.training.average import Average
 from inception.training.graph import GraphedStep
 from inception.training.recipes import Recipe
-from minigrad import Tensor, backend, first_non_finite, no_grad, ops, optim
+from minigrad import Tensor, backend, first_non_finite, no_grad, ops
 from minigrad.errors import NonFiniteError, ShapeError
 from minigrad.layout import Array, images, pixels
 from minigrad.nn import Module
@@ -84,8 +84,10 @@ class Training:
         self.model, self.loader, self.recipe, self.test = model, loader, recipe, test
         self.test_average, self.quiet = test_average, quiet
         self.optimizer = recipe.make_optimizer(model)
-        self.average = Average(model, recipe.ema, recipe.ema_every) if recipe.ema else None
-        self.clip = optim.ClipByNorm(recipe.clip_norm) if recipe.clip_norm else None
+        self.clip = {"max_norm": recipe.clip_norm} if recipe.clip_norm else {}
+        self.average: Average | None = None
+        if recipe.ema:
+            self.average = Average(model, recipe.ema, recipe.ema_every, self.optimizer.arenas)
         self.lr, self.momentum = recipe.make_schedules(len(loader))
         self.key = Key(recipe.seed).fold("dropout")
         self.step = 0
@@ -128,6 +130,8 @@ class Training:
             started = time.perf_counter()
             for batch in self.loader.batches(number, start=self.step - number * steps):
                 take_step(batch)
+                if self.average is not None:
+                    self.average.update(self.step)
                 self.step += 1
                 if bar.update(len(batch.labels)):  # drawn now: only then fetch numbers from the device
                     self.check_losses()
@@ -182,12 +186,8 @@ class Training:
 
     def _update(self) -> None:
         """Move the weights along the gradients they have, and forget those."""
-        if self.clip is not None:
-            self.clip(self.model.parameters())
-        self.optimizer.step(**self.rates())
+        self.optimizer.step(**self.rates(), **self.clip)
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update(self.step)
 
     def rates(self) -> dict[str, float]:
         """What the optimizer is told of this step: its learning rate, and its momentum where the recipe moves that."""

@@ -62,13 +62,10 @@ Sizes have been checked by the op that calls.
 
 `window` is a `minigrad.layout.Window`.
 
-In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
+In cupy_ alone, since slices of single arrays are quick enough on the host:
 
-    Together(kernel, firsts): .takes(row, *arrays), .place(rows), .tell(rows), .upload(), .load(), .launch()
-        sgd, rmsprop, adamw, muon or average, in place, over all parameters of a model in one launch; muon in two, with
-        products in between
-    clip(together, gradients, into, max_norm) -> norm
-        optim.clip_by_norm in two launches
+    Gather(like, sizes, starts)(arrays, into)
+        copies many arrays to their places in one, in a single launch: see minigrad.arena
 
 To add a kernel: a line here; plain loops in `reference`; the function in `numpy_` (and its name in numpy_/__init__.py)
 and in `cupy_`, with its source in cuda/; in tests/kernel_cases.py its arguments, a second plain definition if it has a
