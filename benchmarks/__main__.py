@@ -17,7 +17,7 @@
         ceilings       how fast this GPU copies and multiplies, what a launch costs the host
         compare        beside PyTorch: both memory formats, float32, TF32, bf16, eager and as CUDA graphs
         profile        where a step's time goes: kernels, launches, layers, and how long the GPU waits for the host
-    (`python -m tests.check_gpu` checks whether a GPU's results are right.)
+    (`python tests/check_gpu.py` checks whether a GPU's results are right.)
 
 On the CPU every network runs in a process of its own, with the same number of threads; in `compare` the processes take
 turns, call by call. On a GPU minigrad's networks share a process, and PyTorch's another. A ratio is minigrad's time

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def taking_turns(
     return [row | {"first_step": first[row["who"]]} if row["who"] in first else row for row in rows]
 
 
-def first_steps(children: dict[str, InTurn], ask) -> dict[str, Record]:  # type: ignore[no-untyped-def]
+def first_steps(children: dict[str, InTurn], ask: Callable[[str, str], Record | None]) -> dict[str, Record]:
     """How far the first training step of each other minigrad is from that of "ours"."""
     others = [who for who in children if CONTENDERS[who].ours and who != "ours"]
     with tempfile.TemporaryDirectory() as folder:
@@ -111,10 +110,12 @@ def difference(file: str, other: str) -> Record:
     """Of the loss, the gradients and the parameters after a step: the largest difference over the largest value of the
     same array; 0 if all bits are equal."""
     found: Record = {}
-    with np.load(file) as a, np.load(other) as b, contextlib.suppress(ValueError):
+    with np.load(file) as a, np.load(other) as b:
         for name in a.files:
             x, y = a[name], b[name]
-            far = 0.0 if x.tobytes() == y.tobytes() else float(np.max(np.abs(x - y)) / max(np.max(np.abs(x)), 1e-30))
+            far = 0.0
+            if x.tobytes() != y.tobytes():
+                far = max(float(np.max(np.abs(x - y)) / max(np.max(np.abs(x)), 1e-30)), 1e-30)  # -0.0 is not 0.0
             kind = name.partition(" ")[0]
             found[kind] = max(found.get(kind, 0.0), far)
     return found

@@ -1,12 +1,12 @@
 """Check the results of this machine's GPU, in five minutes at most:
 
-    python -m tests.check_gpu [--device N] [--report DIR]
+    python tests/check_gpu.py [--device N] [--report DIR]
 
     tests          pytest -m gpu
     memory_check   the tests of all kernels under NVIDIA's compute-sanitizer: accesses outside of arrays, races,
                    reads of memory that was never written
 
-DIR gets check_gpu.json and the output of each program. `python -m tests.check_gpu watched DEVICE END TESTS…` is the
+DIR gets check_gpu.json and the output of each program. `python tests/check_gpu.py watched DEVICE END TESTS…` is the
 process that compute-sanitizer watches. CuPy's memory pool is off in it. The pool hands out parts of large blocks, so
 memory past the end of an array mostly belongs to another array, and an access there is no error to the GPU.
 https://docs.nvidia.com/compute-sanitizer/ComputeSanitizer/index.html explains the options and the lines of its output.
@@ -33,6 +33,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder alone
 
 from benchmarks.host_profile import replaced
 from benchmarks.ours_gpu import OnGpu
@@ -144,7 +146,7 @@ def check_memory(args: argparse.Namespace, seconds: float) -> Record:
             print(f"{tool}: {found[tool]['why']}")
             continue
         path = folder / f"{tool}.txt"
-        command = [program, "--tool", tool, *OPTIONS, *options, sys.executable, "-m", "tests.check_gpu", "watched"]
+        command = [program, "--tool", tool, *OPTIONS, *options, sys.executable, __file__, "watched"]
         command += [str(args.device), str(time.time() + left - SPARE_SECONDS), *CHECKED]
         code = run_into(path, command, args.device, left)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

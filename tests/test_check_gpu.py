@@ -139,7 +139,7 @@ def test_the_memory_checkers_tools_take_turns(
     said = (tmp_path / found["memcheck"]["output"]).read_text()
     assert "'--padding'" in said
     assert "'--padding'" not in (tmp_path / "racecheck.txt").read_text()
-    assert "'tests.check_gpu', 'watched', '1', '" in said
+    assert "check_gpu.py', 'watched', '1', '" in said
     assert said.splitlines()[0].endswith("test_odd_sizes'] 1")
     out = capsys.readouterr().out
     assert "memcheck: 1002 errors; tests: 1 failed, 1 passed\n" in out
@@ -217,7 +217,7 @@ def test_what_is_checked_launches_every_kernel(xp: Any, on_stand_in: None, in_ti
     """Without the last of the tests, which are more sizes, and those in float64; too late, none begins."""
     assert check_gpu.CHECKED[-1].endswith("test_odd_sizes")
     few = [*check_gpu.CHECKED[:-1], "-k", "not float64"]
-    command_line = [sys.executable, "-m", "tests.check_gpu", "watched", "0", str(time.time() + 600 * in_time), *few]
+    command_line = [sys.executable, check_gpu.__file__, "watched", "0", str(time.time() + 600 * in_time), *few]
     done = subprocess.run(command_line, capture_output=True, text=True, cwd=check_gpu.ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     counts, never = done.stdout.splitlines()[-2:]
