@@ -1,87 +1,48 @@
-"""The parts of `--backend cupy`, one after the other: what each measures, within which time, and how it is told.
+"""The parts of `--backend cupy`: what each measures, within which time, and how it is printed.
 
-What runs in processes of its own is in ours.py and peers.py (whole steps), in gpu_profiling.py and trace.py (what a
-step is made of), and in gpu_tests.py (whether it is right).
+ours_gpu.py and torch_peers.py hold the networks, gpu_profile.py and trace.py take a step apart; they run in processes
+of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks import plots
-from benchmarks.gpu_tests import check_memory, run_tests
-from benchmarks.measure import GPU_PEERS, MEASURES, NAMES, Failed, Form, Job, Record, Workload, start_each
+from benchmarks.processes import start_each
 from benchmarks.tables import Found, medians, print_compare, print_kernels, print_layers, products_in, table
+from benchmarks.vocabulary import CONTENDERS, GPU, MEASURES, Failed, Job, Record, Workload
 from minigrad.backend import PRECISIONS, cupy_status, default_module, first_line
 
-# The most that a part may take, ten minutes in all; what has been measured until then is kept.
-GPU_SECONDS = {
-    "environment": 10, "ceilings": 20, "compare": 200, "profile": 90, "tests": 180, "memory_check": 100
-}  # fmt: skip
-GPU_PARTS = tuple(GPU_SECONDS)
-GPU_BATCH = 128
+# The limit of each part; what was measured by then is kept.
+SECONDS = {"environment": 10, "ceilings": 20, "compare": 200, "profile": 90}
+PARTS = tuple(SECONDS)
+BATCH = 128
 
 
-class Both(io.TextIOBase):
-    """What is printed, for the eye and for later."""
-
-    def __init__(self, *files: IO[str]):
-        self.files = files
-
-    def write(self, text: str) -> int:
-        for file in self.files:
-            file.write(text)
-            file.flush()
-        return len(text)
-
-
-@contextmanager
-def also_in(path: Path | None) -> Iterator[None]:
-    """Within the block, what is printed goes into a file as well."""
-    if path is None:
-        yield
-        return
-    with open(path, "w", encoding="utf-8") as file, redirect_stdout(Both(sys.stdout, file)):
-        yield
-
-
-def draw(results: Record, folder: Path) -> list[Path]:
-    """The pictures; on a GPU's machine, which is not always one's own, none where matplotlib is absent."""
-    try:
-        return plots.draw(results, folder)
-    except plots.NoPlots as error:
-        print(f"no pictures: {error}")
-        return []
-
-
-def measure_gpu_parts(
+def measure(
     args: argparse.Namespace,
     parts: tuple[str, ...],
     works: dict[str, Workload],
     keep: Callable[[str, Any, float], None],
 ) -> None:
-    """Measure, print and keep each part. What fails is told, and is no reason to lose the others.
+    """Measure, print and keep each part. A part that fails prints why, and the others go on.
 
-    keep   called with a part, what has been found so far and when the part began
+    keep   is called with a part, what has been found so far and the moment when the part began
     """
     torch = torch_here()
     precisions = [args.precision] if args.precision else list(PRECISIONS)
     whos = [
         who
-        for who in GPU_PEERS
-        for form in [Form.of(who)]
-        if (form.precision in precisions or (form.precision == "bf16" and args.precision != "float32"))
-        and (form.ours or torch.get("gpu"))
+        for who, contender in GPU.items()
+        if contender.precision in (*precisions, *(["bf16"] if args.precision != "float32" else []))
+        and (contender.ours or torch.get("gpu"))
     ]
     if not torch.get("gpu"):
         print(f"nothing to compare with: {torch['why']}")
@@ -99,25 +60,21 @@ def measure_gpu_parts(
                 work = next(iter(works.values()))
                 repeats = 1 if args.quick else 3
                 job = Job("ours_float32", [work], [1], ["ceilings"], repeats, True, args.device)
-                for row in attempt([job], started + GPU_SECONDS[part]):
+                for row in attempt([job], started + SECONDS[part]):
                     keep_part(row)
                     print_ceilings(row)
             elif part == "compare":
                 wanted = [who for who in whos if who in (args.who or whos)]
                 print_compare(compare_on_gpu(works, wanted, args, keep_part))
-            elif part == "profile":
-                profile_on_gpu(works, whos, args, keep_part)
-            elif part == "tests":
-                keep_part(run_tests(args, GPU_SECONDS[part]))
             else:
-                keep_part(check_memory(args, GPU_SECONDS[part]))
-        except Exception as error:  # a part that is wrong must not lose those after it
+                profile_on_gpu(works, whos, args, keep_part)
+        except Exception as error:  # the parts after it must not be lost
             keep_part({"failed": first_line(error)})
             print(f"{part} failed: {first_line(error)}")
 
 
 def attempt(jobs: list[Job], end: float) -> list[Record]:
-    """The records of those jobs that are done well before this moment; a sentence for each that is not."""
+    """The records of the jobs that succeed before the moment `end`; a sentence is printed for each other job."""
     found: list[Record] = []
     for job, result in start_each(jobs, max(end - time.perf_counter(), 10)):
         if isinstance(result, Failed):
@@ -128,7 +85,7 @@ def attempt(jobs: list[Job], end: float) -> list[Record]:
 
 
 def torch_here() -> Record:
-    """Versions of PyTorch and its libraries, and whether it has a GPU; asked of another process, as it takes memory."""
+    """Versions of PyTorch and its libraries, and whether it has a GPU; from another process, since it takes memory."""
     ask = (
         "import json, torch; gpu = torch.cuda.is_available(); print(json.dumps({'version': torch.__version__, "
         "'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version(), 'gpu': gpu}))"
@@ -143,16 +100,21 @@ def torch_here() -> Record:
     return found if found["gpu"] else found | {"why": f"PyTorch {found['version']} is installed but finds no GPU"}
 
 
-def gpu_properties(device: int) -> Record:
+def properties_of(device: int) -> Record:
     cupy: Any = default_module()
     properties: Record = cupy.cuda.runtime.getDeviceProperties(device)
     return properties
 
 
+def name_of(device: int) -> str:
+    name: str = properties_of(device)["name"].decode()
+    return name
+
+
 def environment(args: argparse.Namespace, torch: Record) -> Record:
-    """What everything else was measured on, in the words of those who know."""
+    """The GPU and its software, as CUDA, CuPy and nvidia-smi describe them."""
     cupy: Any = default_module()
-    runtime, status, properties = cupy.cuda.runtime, cupy_status(device=args.device), gpu_properties(args.device)
+    runtime, status, properties = cupy.cuda.runtime, cupy_status(device=args.device), properties_of(args.device)
     found: Record = {
         "cupy_status": list(status),
         "gpu": properties["name"].decode(),
@@ -194,14 +156,14 @@ def compare_on_gpu(
     for name, work in works.items():
         found: Found = {}
         left, started = list(whos), time.perf_counter()
-        seconds = GPU_SECONDS["compare"] / len(works)
+        seconds = SECONDS["compare"] / len(works)
         for done in range(args.rounds or repeats):
             spent = time.perf_counter() - started
             if done and spent * (done + 1) / done > seconds:
-                print(f"{name}: no more than {done} rounds, as another would take this beyond {seconds:.0f} seconds")
+                print(f"{name}: {done} rounds, since another would end after the limit of {seconds:.0f} seconds")
                 break
             for ours in (True, False):
-                names = [who for who in left if Form.of(who).ours is ours]
+                names = [who for who in left if CONTENDERS[who].ours is ours]
                 jobs = [Job(who, [work], [1], list(MEASURES), repeats, True, args.device) for who in names]
                 for job, result in start_each(jobs, max(seconds - (time.perf_counter() - started), 30)):
                     if isinstance(result, Failed):
@@ -218,12 +180,12 @@ def compare_on_gpu(
 def profile_on_gpu(
     works: dict[str, Workload], whos: list[str], args: argparse.Namespace, keep: Callable[[Any], None]
 ) -> None:
-    """By our own means for ours; and if PyTorch is there, by its profiler for ours and the fastest of its own."""
+    """minigrad by `gpu_profile`; where PyTorch is installed, its profiler sees minigrad and its own fastest network."""
     repeats = 1 if args.quick else 3
     precision = args.precision or "tf32"
     ours, theirs = f"ours_{precision}", f"torch_channels_last_{precision}"
     found: Record = {}
-    end = time.perf_counter() + GPU_SECONDS["profile"]
+    end = time.perf_counter() + SECONDS["profile"]
     for name, work in works.items():
         for row in attempt([Job(ours, [work], [1], ["profile"], repeats, True, args.device)], end):
             found[name] = row
@@ -239,27 +201,26 @@ def profile_on_gpu(
         keep(found)
         for who, row in traces.items():
             print(
-                f"{name}, {NAMES[who]}, by PyTorch's profiler: {row['launches']:.0f} launches, {row['copies']:.0f} "
-                f"copies, the GPU is busy for {row['busy_ms']:.2f} ms\n"
+                f"{name}, {CONTENDERS[who].title}, by PyTorch's profiler: {row['launches']:.0f} launches, "
+                f"{row['copies']:.0f} copies, the GPU is busy for {row['busy_ms']:.2f} ms\n"
             )
             rows = [(r["name"][:90], f"{r['launches']:.0f}", f"{r['ms']:.3f}") for r in row["kernels"][:12]]
             table("kernel|launches|ms", rows, 1)
 
 
 def print_gpu_profile(name: str, p: Record) -> None:
-    bound = "the host holds the GPU up" if p["host_ms"] > p["device_ms"] else "the GPU is what takes time"
+    bound = "the GPU waits for the host" if p["host_ms"] > p["device_ms"] else "the GPU takes the time"
     print(
-        f"{name}, batch {p['batch']}, {NAMES[p['who']]}: step {p['step_ms']:.2f} ms, the GPU needs "
-        f"{p['device_ms']:.2f} and the host {p['host_ms']:.2f} to tell it: {bound}; "
-        f"{p['launches_per_step']} launches without CuPy's own\n"
+        f"{name}, batch {p['batch']}, {CONTENDERS[p['who']].title}: step {p['step_ms']:.2f} ms, the GPU needs "
+        f"{p['device_ms']:.2f} and the host {p['host_ms']:.2f} to launch it: {bound}; "
+        f"{p['launches_per_step']} launches, CuPy's own not counted\n"
     )
-    print_kernels("kernel|launches|ms|share", p, 3)
+    print_kernels("kernel|launches|ms|share|", p, 3)
     rows: list[tuple] = []
     for r in p["launches"][:24]:
         rate = f"{r['gflops']:,.0f} GFLOP/s" if r["flop"] else f"{r['gb_per_second']:,.0f} GB/s" if r["mb"] else ""
         of = f"{r['gb_per_second'] / p['copy_gb_per_second']:.0%}" if r["mb"] and not r["flop"] else ""
         rows.append((r["kernel"], r["sizes"], r["calls"], f"{r['ms']:.4f}", f"{r['calls'] * r['ms']:.3f}", rate, of))
     table("launch|sizes|calls|ms each|ms|alone|of a copy's", rows, 2)
-    print_layers("layer, waited for after every op|forward ms|backward ms", p, 2)
-    products = products_in(p, "the GPU's time")
-    print(f"{products}, alone {p['gflops_alone']:,.0f} GFLOP/s: {p['products_alone_ms']:.2f} ms\n")
+    print_layers("layer, with a wait after every op|forward ms|backward ms", p, 2)
+    print(f"{products_in(p)} of {p['device_ms']:.2f}\n")

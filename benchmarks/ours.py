@@ -1,4 +1,4 @@
-"""Our networks, as they are measured."""
+"""minigrad's networks on the CPU, as they are measured."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from benchmarks.measure import HEAD_WEIGHT, Form, Network, Workload
-from inception.data import Batch, Dataset, Loader
+from benchmarks.vocabulary import HEAD_WEIGHT, Network, Workload
 from inception.models import create_model
-from inception.training import Recipe, Training
 from minigrad import Tensor, layout, no_grad, ops, optim
-from minigrad.backend import asarray, default_module, to_host
+from minigrad.backend import asarray, to_host
 from minigrad.random import Key, integers, normal
 from minigrad.threads import blas_on_one_thread
 
 
-def build(who: str, work: Workload, device: int | None = None) -> Network:
-    if device is None:
-        return Ours(work)
-    form = Form.of(who)
-    return (Graphed if form.graph else OnGpu)(work, device, form.precision)
+def use_kernels(name: str) -> None:
+    """Let minigrad compute with the kernels of this name; "" leaves its own choice."""
+    if not name:
+        return
+    if not hasattr(minigrad, "set_kernels"):
+        raise SystemExit(f"this version of minigrad has no set_kernels, so the {name} kernels cannot be chosen")
+    minigrad.set_kernels(name)
 
 
 class Ours(Network):
@@ -51,6 +51,17 @@ class Ours(Network):
         with blas_on_one_thread():
             return super().parts_of_step()
 
+    def first_step(self, file: str) -> None:
+        with blas_on_one_thread():
+            loss = self.loss()
+            loss.backward()
+            arrays: dict[str, Any] = {"loss": to_host(loss.data)}
+            parameters = list(self.model.parameters())
+            arrays |= {f"gradient {i}": to_host(p.grad).copy() for i, p in enumerate(parameters) if p.grad is not None}
+            self.update()
+            arrays |= {f"parameter {i}": to_host(p.data) for i, p in enumerate(parameters)}
+        np.savez(file, **arrays)
+
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -64,8 +75,8 @@ class Ours(Network):
             self.model.eval()(self.x)
 
     def kept_bytes(self) -> int:
-        """As NumPy reports its memory to tracemalloc: the input too, which the first convolution keeps."""
-        self.set_threads(1)  # one thread's working memory, which has grown before
+        """As NumPy reports its memory to tracemalloc; the input counts, because the first convolution keeps it."""
+        self.set_threads(1)  # working memory of one thread, which has grown to its size in the step before
         self.step()
         gc.collect()
         tracemalloc.start()
@@ -79,50 +90,3 @@ class Ours(Network):
             return sum(trace.size for trace in snapshot.traces)
         finally:
             tracemalloc.stop()
-
-
-class OnGpu(Ours):
-    """The same on a GPU."""
-
-    def __init__(self, work: Workload, device: int, precision: str):
-        minigrad.set_backend("cupy", device)
-        minigrad.set_precision(precision)
-        super().__init__(work)
-        cupy: Any = default_module()
-        pool = cupy.get_default_memory_pool()
-        self.wait, self.trim = cupy.cuda.Device(device).synchronize, pool.free_all_blocks
-        self.device_mb = lambda: pool.total_bytes() / 2**20
-
-
-class Graphed(OnGpu):
-    """The step of `inception.training`, as the CUDA graph that it makes of it; forward and evaluation are as ever."""
-
-    def __init__(self, work: Workload, device: int, precision: str):
-        super().__init__(work, device, precision)
-        pictures = np.zeros((work.batch, work.size, work.size, 3), np.uint8)
-        names = tuple(map(str, range(work.classes)))
-        dataset = Dataset(pictures, to_host(self.labels), names, "noise")
-        loader = Loader(dataset, work.batch, mean=np.zeros(3), std=np.ones(3))
-        options: Any = {"graph": True, "quiet": True}
-        self.training: Any = Training(
-            self.model.train(),
-            loader,
-            Recipe(lr=0.01, nesterov=False, weight_decay=0.0, schedule="constant"),
-            **options,
-        )
-        self.batch = Batch(self.x.data, dataset.labels, np.arange(work.batch))
-        of_default_pool = self.device_mb
-        self.device_mb = lambda: of_default_pool() + self.pool_mb()
-
-    def step(self) -> None:
-        graphed = self.training.graphed
-        self.model.train()
-        with graphed.on_its_stream():
-            graphed.take_step(self.batch)
-        self.training.step += 1
-        if graphed.off:
-            raise SystemExit(f"the step is not captured: {graphed.off}")
-
-    def pool_mb(self) -> float:
-        pool = self.training.graphed.pool
-        return pool.total_bytes() / 2**20 if pool else 0.0

@@ -6,10 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import NAMES, PEERS, TITLES, Form, Record
+from benchmarks.vocabulary import CONTENDERS, GPU, HOST, TITLES, Record
 
 # Okabe and Ito's colours, which differ for colour-blind readers too.
-COLOURS = {"ours": "#0072B2", "torch": "#E69F00", "torch_channels_last": "#D55E00", "torch_compile": "#CC79A7"}
+COLOURS = {
+    "ours": "#0072B2", "torch": "#E69F00", "torch_channels_last": "#D55E00", "torch_compile": "#CC79A7",
+    "onnxruntime": "#009E73", "openvino": "#56B4E9", "ours_before": "#666666", "ours_textbook": "#999999",
+    "ours_loops": "#BBBBBB",
+}  # fmt: skip
 INK, GREY, LIGHT = "#222222", "#666666", "#DDDDDD"
 
 
@@ -59,42 +63,58 @@ def draw(results: Record, folder: Path) -> list[Path]:
 
 
 def compared(row: Record) -> bool:
-    """Whether there is a ratio to draw; of the many networks on a GPU that of training steps."""
-    shown = row["who"] in PEERS or row["measure"] == "step"
-    return shown and "ratio_seconds" in row and not Form.of(row["who"]).ours
+    """Whether the row has a ratio to draw. On a GPU, with its many networks, only training steps are drawn."""
+    shown = row["who"] in HOST or row["measure"] == "step"
+    ours = CONTENDERS[row["who"]].ours if row["who"] in GPU else row["who"] == "ours"
+    return shown and "ratio_seconds" in row and not ours
 
 
 def comparison(figure: Any, rows: list[Record]) -> None:
-    """Bars of our time and memory over each peer's."""
+    """Bars of minigrad's time and memory over each other contender's."""
     rows = [row for row in rows if compared(row)]
-    whos = [who for who in NAMES if any(row["who"] == who for row in rows)]
-    groups = list(dict.fromkeys((row["workload"], row["measure"]) for row in rows))
+    whos = [who for who in CONTENDERS if any(row["who"] == who for row in rows)]
+    groups = list(dict.fromkeys(case_of(row) for row in rows))
     figure.set_size_inches(9, 1.5 + 0.2 * len(whos) / 3 + 0.26 * len(groups) * (len(whos) + 1))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("ratio_seconds", "ratio_mb"), ("time", "peak memory"), strict=True):
+        labelled: set[str] = set()
         for row in rows:
-            group, i = groups.index((row["workload"], row["measure"])), whos.index(row["who"])
+            group, i = groups.index(case_of(row)), whos.index(row["who"])
             y = group * (len(whos) + 1) + i
-            form = Form.of(row["who"])
-            style: dict[str, Any] = {"color": COLOURS[form.network], "hatch": "//" if form.graph else ""}
-            style |= {"edgecolor": "white", "alpha": 0.6 if form.precision == "tf32" else 1}
-            axes.barh(y, row[key], 0.85, **style, label=None if group else NAMES[row["who"]])
+            contender = CONTENDERS[row["who"]]
+            style: dict[str, Any] = {"color": colour(row["who"]), "hatch": "//" if contender.graph else ""}
+            style |= {"edgecolor": "white", "alpha": 0.6 if contender.precision == "tf32" else 1}
+            first = row["who"] not in labelled
+            labelled.add(row["who"])
+            axes.barh(y, row[key], 0.85, **style, label=contender.title if first else None)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line at 1
             at = {"xy": (row[key], y), "xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(f"{row[key]:.2f}", **at, bbox=box)
         axes.axvline(1, color=INK, linewidth=1)
-        axes.set_title(f"our {title} ÷ theirs (left of the line: less)")
+        axes.set_title(f"minigrad's {title} ÷ theirs (left of the line: less)")
         axes.set_xlim(0, max(1.25, *(row[key] * 1.18 for row in rows)))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
     middles = [group * (len(whos) + 1) + (len(whos) - 1) / 2 for group in range(len(groups))]
-    panels[0].set_yticks(middles, [f"{workload}\n{TITLES[measure]}" for workload, measure in groups])
+    panels[0].set_yticks(
+        middles,
+        [f"{workload}, batch {batch}{threads}\n{TITLES[measure]}" for workload, batch, threads, measure in groups],
+    )
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(whos), 3))
 
 
+def case_of(row: Record) -> tuple:
+    """Workload, batch, threads and measure of a row of `compare`, as far as it has them."""
+    return row["workload"], row["batch"], f", {row['threads']} thr." if "threads" in row else "", row["measure"]
+
+
+def colour(who: str) -> str:
+    return next(COLOURS[name] for name in sorted(COLOURS, key=len, reverse=True) if who.startswith(name))
+
+
 def growth(figure: Any, rows: list[Record]) -> None:
-    """Time per picture against batch and pixels; below, what more threads gain."""
+    """Time per picture against batch and pixels; below, the gain by more threads."""
     names = list(dict.fromkeys(row["series"] for row in rows))
     most = max(row["threads"] for row in rows)
     figure.set_size_inches(9, 2.9 * len(names) / 2 * (1.45 if most > 1 else 1) + 0.6)
@@ -115,7 +135,7 @@ def growth(figure: Any, rows: list[Record]) -> None:
                 one, all_ = ([r for r in series if r["threads"] == n] for n in (1, most))
                 gains = [a["seconds"] / b["seconds"] for a, b in zip(one, all_, strict=True)]
                 style = "-" if name.startswith("small") else ":"
-                label = f"{name.partition(',')[0]}, {NAMES[who].partition(',')[0]}"
+                label = f"{name.partition(',')[0]}, {CONTENDERS[who].title.partition(',')[0]}"
                 axes.plot(abscissa(axes, one), gains, style, marker="o", color=COLOURS[who], label=label)
         axes.set_title(f"time with 1 thread ÷ with {most}")
         axes.set_ylim(0, most + 0.7)  # room for the legend
@@ -130,7 +150,7 @@ def lines(axes: Any, rows: list[Record], most: int) -> None:
     for who in dict.fromkeys(row["who"] for row in rows):
         for n in sorted({1, most}):
             series = [row for row in rows if row["who"] == who and row["threads"] == n]
-            label = f"{NAMES[who]}, {n} thread{'s' if n > 1 else ''}"
+            label = f"{CONTENDERS[who].title}, {n} thread{'s' if n > 1 else ''}"
             style = {"color": COLOURS[who], "linestyle": "-" if n == most else "--", "marker": "o", "label": label}
             axes.plot(abscissa(axes, series), [row["seconds"] / row["batch"] * 1e3 for row in series], **style)
     axes.grid(axis="y")
@@ -148,7 +168,7 @@ def abscissa(axes: Any, series: list[Record]) -> list[float]:
 
 
 def profile(figure: Any, profiles: dict[str, Record]) -> None:
-    """What each kernel takes, and above it the rate of matrix products in the step and alone."""
+    """The milliseconds of each kernel; the title has the time of the step and of its matrix products alone."""
     most = max(sum(k["share"] >= 0.005 for k in p["kernels"]) for p in profiles.values())
     figure.set_size_inches(9, 1.5 + 0.27 * most)
     for axes, (name, p) in zip(figure.subplots(1, len(profiles), squeeze=False)[0], profiles.items(), strict=True):
@@ -161,8 +181,8 @@ def profile(figure: Any, profiles: dict[str, Record]) -> None:
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("ms of a training step")
         axes.set_title(
-            f"{name}, batch {p['batch']}: {p['step_ms']:.0f} ms, {p['products_share']:.0%} of it products\n"
-            f"({p['gflops']:.0f} GFLOP/s, alone {p['gflops_alone']:.0f})",
+            f"{name}, batch {p['batch']}: {p['step_ms']:.0f} ms;\n"
+            f"its products alone {p['products_alone_ms']:.0f} ({p['gflops_alone']:.0f} GFLOP/s)",
             x=-0.4 if len(profiles) > 1 else 0,
         )
 

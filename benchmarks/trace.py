@@ -1,6 +1,6 @@
-"""Every kernel of a step by its own name and time, ours as well as PyTorch's, as PyTorch's profiler sees them.
+"""Every kernel of a step by its own name and time, minigrad's and PyTorch's alike, as PyTorch's profiler sees them.
 
-That listens to CUPTI, NVIDIA's interface for profilers, which tells of all that the process starts on the GPU.
+The profiler listens to CUPTI, NVIDIA's interface for profilers, which reports all that the process runs on the GPU.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Record
+from benchmarks.vocabulary import Record
 
 
 def traced(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> Record:
-    """`kernels`: name, launches and milliseconds per step, the slowest first; `copies`: how often memory is copied or
-    set; `busy_ms`: all of these."""
+    """Per step: `kernels`, each with its name, launches and milliseconds, the slowest first; `copies`, the number of
+    times that memory is copied or set; `busy_ms`, the time of all of these."""
     for _ in range(3):
         step()
     wait()
@@ -35,7 +35,7 @@ def traced(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> Reco
 
 
 def of_events(events: list[Record], steps: int) -> Record:
-    """The same from Chrome's trace format, microseconds there."""
+    """The result of `traced` from events in Chrome's trace format, whose times are microseconds."""
     kernels: dict[str, list[float]] = defaultdict(list)
     copies: list[float] = []
     for event in events:

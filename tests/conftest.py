@@ -82,13 +82,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     from tiny_benchmark import TINY
 
     import benchmarks.__main__ as command  # here, as few tests need it
+    from benchmarks import parts
 
     monkeypatch.setattr(command, "WORKLOADS", {"small": TINY, "googlenet": TINY})
     growth = {
         name: ("googlenet_small", 10, [(8, 1), (8, 2)] if name.endswith("batch") else [(8, 2), (12, 2)], 2)
-        for name in command.GROWTH
+        for name in parts.GROWTH
     }
-    monkeypatch.setattr(command, "GROWTH", growth)
+    monkeypatch.setattr(parts, "GROWTH", growth)
     monkeypatch.setattr(command, "installed", lambda: ["ours"])
 
     def call(*arguments: Any) -> tuple[int, str, str]:

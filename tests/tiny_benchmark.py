@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.measure import Workload
+from benchmarks.vocabulary import Workload
 
 TINY = Workload("googlenet_small", 8, 10, 2)
 Run = Callable[..., tuple[int, str, str]]

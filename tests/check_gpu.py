@@ -1,9 +1,15 @@
-"""Whether it is right on this GPU: pytest -m gpu, and the tests of all kernels under NVIDIA's compute-sanitizer.
+"""Check the results of this machine's GPU, in five minutes at most:
 
-`python -m benchmarks.gpu_tests DEVICE END TESTS…` is the process that compute-sanitizer watches. CuPy's memory pool is
-off in it: that hands out parts of large blocks, so that what lies past an array's end is mostly somebody's memory,
-and no access there is an error to the GPU.
-https://docs.nvidia.com/compute-sanitizer/ComputeSanitizer/index.html has the options, and what the lines mean.
+    python tests/check_gpu.py [--device N] [--report DIR]
+
+    tests          pytest -m gpu
+    memory_check   the tests of all kernels under NVIDIA's compute-sanitizer: accesses outside of arrays, races,
+                   reads of memory that was never written
+
+DIR gets check_gpu.json and the output of each program. `python tests/check_gpu.py watched DEVICE END TESTS…` is the
+process that compute-sanitizer watches. CuPy's memory pool is off in it. The pool hands out parts of large blocks, so
+memory past the end of an array mostly belongs to another array, and an access there is no error to the GPU.
+https://docs.nvidia.com/compute-sanitizer/ComputeSanitizer/index.html explains the options and the lines of its output.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import operator
 import os
 import re
@@ -27,14 +34,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Record, Workload
-from benchmarks.ours import OnGpu
-from benchmarks.profiling import replaced
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds its own folder alone
+
+from benchmarks.host_profile import replaced
+from benchmarks.ours_gpu import OnGpu
+from benchmarks.vocabulary import Record, Workload
 from minigrad import set_backend
 from minigrad.backend import default_module
+from minigrad.errors import MinigradError
 from minigrad.kernels import cupy_
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = {"tests": 180, "memory_check": 100}  # the limit of each
 TESTS = ["-m", "gpu"]
 
 # Under compute-sanitizer, which is slow: what launches every kernel, at odd sizes, first; what repeats that, last.
@@ -63,11 +74,11 @@ NEVER = "kernels that were not launched: "
 
 
 def run_tests(args: argparse.Namespace, seconds: float) -> Record:
-    """pytest -m gpu, all that it says in a file beside the results."""
+    """pytest -m gpu; its output goes into a file of the report."""
     if not tests_are_there():
         return {"why": "no pytest, or no folder tests"}
     command = [sys.executable, "-m", "pytest", "-ra", "--durations=10", "-p", "no:cacheprovider", *TESTS]
-    path = folder_of(args) / "tests.txt"
+    path = args.report / "tests.txt"
     code = run_into(path, command, args.device, seconds)
     if code is None:
         with open(path, "a", encoding="utf-8") as file:
@@ -87,12 +98,8 @@ def tests_are_there() -> bool:
     return there
 
 
-def folder_of(args: argparse.Namespace) -> Path:
-    return args.report or Path(tempfile.mkdtemp())
-
-
 def run_into(path: Path, command: list[str], device: int, seconds: float) -> int | None:
-    """Run a program, what it says into a file; its exit code, None if it was stopped, with all that it has started."""
+    """Run a program with its output in a file. Return its exit code, or None where it and its children were stopped."""
     with open(path, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
@@ -119,7 +126,7 @@ def counts_in(summary: str) -> dict[str, int]:
 
 
 def check_memory(args: argparse.Namespace, seconds: float) -> Record:
-    """A record for each of TOOLS, all that it says in a file beside the results; or `why` nothing was checked."""
+    """A record for each of TOOLS, its output in a file of the report; or `why` nothing was checked."""
     program = compute_sanitizer()
     if program is None:
         why = (
@@ -130,7 +137,7 @@ def check_memory(args: argparse.Namespace, seconds: float) -> Record:
         return {"why": why}
     if not tests_are_there():
         return {"why": "no pytest, or no folder tests"}
-    folder, end = folder_of(args), time.perf_counter() + seconds
+    folder, end = args.report, time.perf_counter() + seconds
     found: Record = {"program": program}
     for tool, options in TOOLS.items():
         left = min(TOOL_SECONDS, end - time.perf_counter())
@@ -139,7 +146,7 @@ def check_memory(args: argparse.Namespace, seconds: float) -> Record:
             print(f"{tool}: {found[tool]['why']}")
             continue
         path = folder / f"{tool}.txt"
-        command = [program, "--tool", tool, *OPTIONS, *options, sys.executable, "-m", "benchmarks.gpu_tests"]
+        command = [program, "--tool", tool, *OPTIONS, *options, sys.executable, __file__, "watched"]
         command += [str(args.device), str(time.time() + left - SPARE_SECONDS), *CHECKED]
         code = run_into(path, command, args.device, left)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -163,14 +170,14 @@ def compute_sanitizer() -> str | None:
 
 
 def verdict(code: int | None, lines: list[str]) -> Record:
-    """What a run of compute-sanitizer says.
+    """The result of a run of compute-sanitizer.
 
-    clean          it found nothing, and has seen kernels that gave the right results
-    errors         how many it counted; None if it did not come to that
-    first_error    the lines of the first
-    counts         of the tests that were run under it; those skipped began too late, or had another reason
-    not_launched   kernels of ours that it has not seen; None if that is not known
-    why            what the matter was beside errors
+    clean          it found no error, and tests passed under it
+    errors         the number that it counted; None if it did not finish
+    first_error    the lines of the first error
+    counts         of the tests that ran under it; tests are skipped when time is up, or for reasons of their own
+    not_launched   kernels of minigrad that did not run; None if unknown
+    why            the reason where it is not clean for another reason than errors
     """
     said = [line.partition(MARK)[2].rstrip() for line in lines if MARK.strip() in line]  # perhaps after pytest's dots
     sums = [match for line in said if (match := SUMMARY.fullmatch(line))]
@@ -246,5 +253,27 @@ def kernels_of_ours() -> set[str]:
     return {name for path in sources for name in re.findall(r"^KERNEL (\w+)", path.read_text(encoding="utf-8"), re.M)}
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU's number, from 0")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="default: a temporary folder")
+    args = parser.parse_args()
+    try:
+        set_backend("cupy", args.device)
+    except MinigradError as error:
+        print(f"check_gpu: error: {error}", file=sys.stderr)
+        return 1
+    args.report = args.report or Path(tempfile.mkdtemp())
+    args.report.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for part, check in (("tests", run_tests), ("memory_check", check_memory)):
+        print(f"\n{part}\n", flush=True)
+        found[part] = check(args, SECONDS[part])
+        (args.report / "check_gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return int(found["tests"].get("exit_code") != 0)
+
+
 if __name__ == "__main__":
-    sys.exit(watched(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    if sys.argv[1:2] == ["watched"]:
+        sys.exit(watched(int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The networks typed again for PyTorch. No minigrad here: see `measure`."""
+"""The networks written again for PyTorch, without minigrad: see `processes`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import HEAD_WEIGHT, Form, Network, Workload
+from benchmarks.vocabulary import HEAD_WEIGHT, Contender, Network, Workload
 
-# Output channels of 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, projection after the pool; None is a pool between.
+# Output channels: 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, projection after the pool. None: a pool between modules.
 Row = tuple[int, int, int, int, int, int]
 TABLE: list[Row | None] = [
     (64, 96, 128, 16, 32, 32),
@@ -39,9 +39,8 @@ SMALL_TABLE: list[Row | None] = [
 ]
 
 
-def build(who: str, work: Workload, device: int | None = None) -> Network:
-    """The same network in PyTorch. `who` is the memory format, or channels_last compiled; on a GPU see `Form`."""
-    form = Form.of(who)
+def build(form: Contender, work: Workload, device: int | None = None) -> Network:
+    """The workload's network in PyTorch, as `form` says; on the CPU, or on the GPU of this number."""
     where = torch.device("cpu") if device is None else gpu(device, form.precision)
     article, small = work.model == "googlenet", work.model == "googlenet_small"
     norm_first = article or small  # biases in front of batch norm, padded pools
@@ -105,12 +104,12 @@ def build(who: str, work: Workload, device: int | None = None) -> Network:
                     outputs.append(self.heads[str(i)](x))
             return [*outputs, x]
 
-    memory = torch.contiguous_format if form.network == "torch" else torch.channels_last
+    memory = torch.channels_last if form.channels_last else torch.contiguous_format
     model = GoogLeNet().to(where, memory_format=memory)
     x = torch.randn(work.batch, 3, work.size, work.size).to(where, memory_format=memory)
     labels = torch.randint(0, work.classes, (work.batch,)).to(where)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    compiled = torch.compile(model) if who == "torch_compile" else model
+    compiled = torch.compile(model) if form.compiled else model
 
     def autocast() -> torch.autocast:
         return torch.autocast(
@@ -145,7 +144,7 @@ def build(who: str, work: Workload, device: int | None = None) -> Network:
                 compiled(x)
 
         def kept_bytes(self) -> int:
-            kept: dict[int, int] = {}  # the graph holds them: no address is used twice
+            kept: dict[int, int] = {}  # address -> bytes; the graph holds them all, so no address occurs twice
 
             def pack(tensor: torch.Tensor) -> torch.Tensor:
                 storage = tensor.untyped_storage()
@@ -170,7 +169,7 @@ def build(who: str, work: Workload, device: int | None = None) -> Network:
 
 
 def gpu(device: int, precision: str) -> torch.device:
-    """The GPU, set to multiply and convolve so, by the fastest of cuDNN's algorithms."""
+    """The GPU, set to this precision of products and convolutions, and to the fastest of cuDNN's algorithms."""
     if not torch.cuda.is_available():
         raise SystemExit(f"this PyTorch, {torch.__version__}, has no GPU: install one that is built for CUDA")
     torch.cuda.set_device(device)
@@ -186,7 +185,7 @@ def trim() -> None:
 
 
 class Recorded(Network):
-    """A network whose calls are recorded as CUDA graphs when they are first made, and replayed from then on."""
+    """A network whose first call of each kind is recorded as a CUDA graph; later calls replay the graph."""
 
     def __init__(self, network: Network):
         self.wait, self.trim, self.device_mb = network.wait, network.trim, network.device_mb
@@ -206,7 +205,7 @@ class Recorded(Network):
 
 
 def record(call: Callable[[], Any]) -> Any:
-    """A call as a torch.cuda.CUDAGraph, after three on a stream of their own, as PyTorch's manual asks for."""
+    """A call as a torch.cuda.CUDAGraph, after three calls on another stream, as PyTorch's manual asks for."""
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):

@@ -1,7 +1,7 @@
-"""What is measured on a GPU beside whole steps: its ceilings, and where a step's time goes.
+"""Measurements on a GPU beside whole steps: its ceilings, and where a step's time goes.
 
-A launch is timed by CUDA events around several of it, behind copies that keep the GPU busy until the host has told it
-of all of them: otherwise a short kernel's time would be the host's.
+A launch is repeated and timed by CUDA events around the repeats. Copies before them keep the GPU busy until the host
+has issued all repeats; otherwise the time of a short kernel would be the host's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Form, Job, Record, steady_times
-from benchmarks.ours import OnGpu
-from benchmarks.profiling import layer_rows, replaced
+from benchmarks.clock import steady_times
+from benchmarks.host_profile import layer_rows, replaced
+from benchmarks.ours_gpu import OnGpu
+from benchmarks.vocabulary import Job, Record
 from minigrad import set_backend, set_precision, summary
 from minigrad.backend import default_module
 from minigrad.kernels import cublas, cupy_
 
-AGAIN = 10  # launches between two events, where they are not to be quick
-HELD = 3.0  # milliseconds for which the GPU is kept busy while the host tells it of them
+AGAIN = 10  # launches between two events; 1 with --quick
+HELD = 3.0  # milliseconds of copies that keep the GPU busy while the host issues launches
 
 
 class Clock:
@@ -43,7 +44,7 @@ class Clock:
         self.cupy.copyto(self.ballast[1], self.ballast[0])
 
     def between(self, call: Callable[[], Any]) -> float:
-        """From the start to the end of what `call` starts."""
+        """From the start to the end of the GPU work that `call` issues."""
         first, last = self.cupy.cuda.Event(), self.cupy.cuda.Event()
         first.record()
         call()
@@ -52,13 +53,13 @@ class Clock:
         return self.cupy.cuda.get_elapsed_time(first, last)
 
     def held(self, call: Callable[[], Any], ms: float = HELD) -> float:
-        """The same where the GPU has been told everything before it starts."""
+        """The same, with all work issued before the GPU starts on it."""
         for _ in range(min(200, math.ceil(ms / max(self.copy_ms, 1e-3)))):
             self.copy()
         return self.between(call)
 
     def of(self, call: Callable[[], Any]) -> float:
-        """Of one such call, its operands in the GPU's cache if they fit."""
+        """Of one call, its operands in the GPU's cache if they fit."""
         call()
         return self.held(lambda: self.repeat(call)) / self.again
 
@@ -71,7 +72,7 @@ class Clock:
 
 
 def ceilings(job: Job) -> Record:
-    """How fast this GPU copies, and multiplies large matrices; and what it costs the host to tell it of a launch."""
+    """How fast this GPU copies and multiplies large matrices, and what a launch costs the host."""
     set_backend("cupy", job.device)
     quick = job.repeats == 1
     clock = Clock(quick, 512)
@@ -95,7 +96,7 @@ def ceilings(job: Job) -> Record:
 
 
 def host_us(call: Callable[[], Any], cupy: Any, count: int) -> float:
-    """Microseconds of the host for one call, of few enough that the GPU's queue does not fill."""
+    """Microseconds of the host for one call, in series so short that the GPU's queue does not fill."""
     times = []
     for _ in range(5):
         cupy.cuda.Device().synchronize()
@@ -113,14 +114,14 @@ def host_us(call: Callable[[], Any], cupy: Any, count: int) -> float:
 def profile(job: Job) -> Record:
     """Where a training step's time goes. Milliseconds are per step.
 
-    step_ms     among many steps; host_ms: of it, until the host has told of all launches; device_ms: what the GPU
-                needs where it need not wait for the host
-    kernels     by name; "else" is what the doors below do not see: CuPy's own functions, and gaps between launches
-    launches    each form of each kernel, the slowest first: MB of its operands, and GB/s or GFLOP/s
+    step_ms     among many steps; host_ms: until the host has issued all launches; device_ms: of the GPU when it does
+                not wait for the host
+    kernels     by name; "else" is the rest: CuPy's own functions, and gaps between launches
+    launches    each kernel with each shape of its operands, the slowest first: MB of operands, and GB/s or GFLOP/s
     """
     assert job.device is not None
     (work,) = job.works
-    network = OnGpu(work, job.device, Form.of(job.who).precision)
+    network = OnGpu(work, job.device, job.contender.precision)
     step, host = (1e3 * seconds for seconds in steady_times(network.step, network, job.repeats))
     clock = Clock(job.repeats == 1, 256)
     device = clock.held(network.step, 1.5 * host)
@@ -151,12 +152,12 @@ def profile(job: Job) -> Record:
     }
 
 
-# What starts kernels and products of ours; CuPy's own functions start theirs unseen.
+# The functions that launch minigrad's kernels and products. CuPy's own functions launch theirs unseen.
 DOORS: list[tuple[Any, str]] = [(cupy_, "launch"), (cupy_, "product")]
 
 
 def launch_rows(network: OnGpu, clock: Clock) -> list[Record]:
-    """Every form of every launch of a step, timed where it occurs; what it does to the weights by that is no matter."""
+    """Every launch of a step, once for each shape, timed in its place. The repeats change weights: harmless."""
     rows: dict[Any, Record] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
