@@ -547,6 +547,7 @@ class _Runtime:
     driver = 13020
     needed = 13020
     devices = 1
+    is_hip = False
     free = 79 * 10**9  # bytes
     current = 0
     error: int | None = None  # the status with which getDeviceCount fails

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_loops
 import pytest
 from kernel_cases import (
     BACKENDS,
@@ -29,7 +30,7 @@ from kernel_cases import (
 
 from minigrad.backend import to_host
 from minigrad.errors import ShapeError
-from minigrad.kernels import cupy_, reference
+from minigrad.kernels import cupy_
 from minigrad.layout import Window, images, pixels
 from minigrad.random import Key, StoredKey, integers
 
@@ -70,11 +71,11 @@ def test_one_long_row(k: Any, xp: Any) -> None:
     row = data("x", (1, 16, 1, 20_000))
     window = Window.of((1, 20_000), (1, 3), (1, 2), (0, 1))
     found, winners = k.max_pool_winners(bring(xp, row.astype(np.float32)), window)
-    np.testing.assert_array_equal(to_host(found), reference.max_pool(row.astype(np.float32), window))
+    np.testing.assert_array_equal(to_host(found), plain_loops.max_pool(row.astype(np.float32), window))
     assert winners[0].shape == (1, 16, 1, 10_000)
     flat = data("x", (2, 300_000)).astype(np.float32)
     dropped = to_host(k.dropout(xp.asarray(flat), 0.5, Key(3), None))
-    np.testing.assert_array_equal(dropped, reference.dropout(flat, 0.5, Key(3), None))
+    np.testing.assert_array_equal(dropped, plain_loops.dropout(flat, 0.5, Key(3), None))
 
 
 @on_cupy
@@ -139,8 +140,8 @@ def test_cupy_joins_the_parts_of_dz(k: Any, xp: Any, dtype: str) -> None:
     shape, window = (2, 20, 5, 6), Window.of((5, 6), 1)
     dz, y, x = (data(name, shape, "offset") for name in ("dz", "y", "x"))
     weight, gamma, beta = data("w", (20, 20, 1, 1)), data("gamma", (20,)), data("beta", (20,))
-    rest = (x, weight, window, y, *reference.statistics(y), gamma, beta, 1e-5, True)
-    wanted = reference.conv_bn_relu_backward([dz], *rest)
+    rest = (x, weight, window, y, *plain_loops.statistics(y), gamma, beta, 1e-5, True)
+    wanted = plain_loops.conv_bn_relu_backward([dz], *rest)
     parts = [dz[:, :8], dz[:, 8:9], dz[:, 9:]]
     args = bring_all(xp, "conv_bn_relu_backward", (parts, *rest), dtype)
     args[0][2] = bring(xp, dz.astype(dtype))[:, 9:]
@@ -191,7 +192,7 @@ def test_dropout_takes_any_shape_and_stored_keys(k: Any, xp: Any, shape: tuple[i
         return
     x, key = xp.asarray(data("x", shape)), Key(5)
     rows = np.arange(shape[0])[::-1] * 7 if named else None
-    wanted = reference.dropout(to_host(x), 0.3, key, rows)
+    wanted = plain_loops.dropout(to_host(x), 0.3, key, rows)
     stored = StoredKey(xp.asarray(np.uint64(key.value)))
     for name in (key, stored):
         for numbers in (rows, None if rows is None else xp.asarray(rows)):  # from the host they are uploaded

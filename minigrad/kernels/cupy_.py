@@ -12,15 +12,16 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad.backend import array_module, capturing
-from minigrad.errors import ShapeError
-from minigrad.kernels.cublas import product
+from minigrad.backend import array_module, capturing, first_line, module_named
+from minigrad.errors import BackendError, ShapeError
+from minigrad.kernels.cublas import library, product
 from minigrad.layout import Array, Window, empty_images, filter_matrix, images, memory_order, pixels
 from minigrad.random import Key, StoredKey, check_repeatable
 
@@ -37,6 +38,18 @@ GRID_Y = 65535  # the most blocks side by side
 
 
 # ---- Launching ----
+
+
+def check_usable() -> None:
+    """Raise BackendError if CuPy is missing, or if CUDA kernels cannot be compiled or cuBLAS not be called."""
+    xp: Any = sys.modules.get("cupy") or module_named("cupy")
+    if xp.cuda.runtime.is_hip:
+        raise BackendError("this CuPy is for AMD's ROCm, and the CUDA kernels are for NVIDIA's GPUs")
+    try:
+        module(xp, "matrix", "f", "i", 1).get_function("add_bias")
+    except Exception as error:
+        raise BackendError(f"CUDA kernels cannot be compiled, {first_line(error)}") from None
+    library(xp)
 
 
 @functools.cache
