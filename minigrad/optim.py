@@ -170,9 +170,9 @@ class Optimizer:
     def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
         """On a GPU: the arrays of this parameter for the launch that updates all; None where they do not fit in."""
         p, g = slot.param.data, slot.param.grad
-        if not hasattr(kernels(p), "Together") or not vars(type(self)).get(
-            "kernel"
-        ):  # not inherited: `_update` may be another
+        if not hasattr(kernels(p), "Together"):
+            return None
+        if not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
             return None
         if self.together is None:
             self.together = kernels(p).Together(self.kernel, [slot.param.data for slot in self.slots])

@@ -57,8 +57,7 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, xp: Any) -> Any:
-    """The kernel module for xp's arrays: the default one, "reversed" with the threads of CUDA kernels run last to first,
-    or the "textbook"."""
+    """The kernel module for xp's arrays, or the textbook; "reversed" runs the threads of CUDA kernels last to first."""
     monkeypatch.setattr(cuda_on_cpu, "REVERSED", request.param == "reversed")
     if request.param == "textbook":
         set_kernels("textbook")

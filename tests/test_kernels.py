@@ -1,7 +1,7 @@
-"""The kernel table: every fast kernel against the plain loops of `minigrad.kernels.reference`.
+"""The kernel table: the kernels of every module against `plain_loops`, the formulas with their sums as loops.
 
 Every call in this file also checks the contract: dtype in is dtype out, results are channels-last, inputs stay as
-they were. Host data are float64 arrays that hold float32 values, so one reference result serves both dtypes.
+they were. Host data are float64 arrays that hold float32 values, so one result of the loops serves both dtypes.
 """
 
 from __future__ import annotations
