@@ -64,6 +64,14 @@ def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, xp: Any) 
     return kernels(xp.zeros(1))
 
 
+@pytest.fixture(params=["default", "textbook"])
+def host_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that asks for no `xp` once with each module of kernels for host arrays."""
+    set_kernels(None if request.param == "default" else request.param)
+    yield
+    set_kernels(None)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -224,6 +224,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any], list[tuple[int, 
 
 
 @pytest.mark.parametrize("name", OPS)
+@pytest.mark.usefixtures("host_kernels")
 def test_ops(name: str) -> None:
     """Values, and gradients for a random upstream gradient."""
     ours, theirs, shapes = OPS[name]
@@ -239,6 +240,7 @@ def test_ops(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.usefixtures("host_kernels")
 def test_batch_norm(training: bool) -> None:
     """Values, gradients, and the running statistics afterwards."""
     x, gamma, beta = data("x", 3, 4, 5, 6), data("gamma", 4), data("beta", 4)
@@ -281,6 +283,7 @@ class TorchNet(torch.nn.Module):
         return self.classifier(torch.cat([branch(x) for branch in branches], 1).mean((2, 3)))
 
 
+@pytest.mark.usefixtures("host_kernels")
 def test_training_steps_of_an_inception_network() -> None:
     """Two steps of SGD from the same weights: loss, all gradients, running statistics, updated parameters."""
     torch.manual_seed(0)
