@@ -37,7 +37,7 @@ import cuda_on_cpu
 import fake_graph
 import numpy as np
 
-from minigrad.kernels import cublas
+from minigrad.kernels.cuda import cublas
 
 __version__ = "14.2.0"  # of CuPy, what it lacks and refuses
 

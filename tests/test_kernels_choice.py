@@ -137,9 +137,9 @@ def test_without_cupy_there_is_no_cuda() -> None:
 def test_where_cuda_kernels_cannot_run_the_textbook_computes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: fake_cupy.ndarray, trouble: str
 ) -> None:
-    from minigrad.kernels import cublas, cupy_
+    from minigrad.kernels.cuda import cublas, launch
 
-    cupy_.module.cache_clear()
+    launch.module.cache_clear()
     cublas.library.cache_clear()
 
     def fail(*args: object, **options: object) -> None:

@@ -65,7 +65,7 @@ Sizes have been checked by the op that calls.
 
 `window` is a `minigrad.layout.Window`.
 
-In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
+In `cuda` alone, since the host is quick enough with the formulas of `optim` and of an average of weights:
 
     Together(kernel, firsts): .takes(row, *arrays), .place(rows), .tell(rows), .upload(), .load(), .launch()
         sgd, rmsprop, adamw, muon or average, in place, over all parameters of a model in one launch; muon in two, with
@@ -95,7 +95,7 @@ from minigrad.layout import Array
 MODULES = {
     "textbook": "minigrad.kernels.textbook",
     "loops": "minigrad.kernels.numpy_",
-    "cuda": "minigrad.kernels.cupy_",
+    "cuda": "minigrad.kernels.cuda",
 }
 
 _wanted: str | None = None  # by set_kernels
