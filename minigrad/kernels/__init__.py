@@ -65,6 +65,11 @@ Sizes have been checked by the op that calls.
 
 `window` is a `minigrad.layout.Window`.
 
+In `textbook` and `cuda` alone, since the host does better with one picture at a time:
+
+    augment(pictures, changes, side, table) -> y
+        pictures cropped, mirrored, with a square cut out, normalised: see cuda/pictures.py
+
 In `cuda` alone, since the host is quick enough with the formulas of `optim` and of an average of weights:
 
     Together(kernel, firsts): .takes(row, *arrays), .place(rows), .tell(rows), .upload(), .load(), .launch()

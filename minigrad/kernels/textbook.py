@@ -349,7 +349,7 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 
 
 def augment(pictures: Array, changes: Array, side: int, table: Array) -> Array:
-    """Crop, mirror, cut a square out of and normalise pictures: see `minigrad.kernels`."""
+    """Pictures cropped, mirrored, with a square cut out, and normalised: see cuda/pictures.py for the arguments"""
     xp, (_, h, w, _) = array_module(table), pictures.shape
     number, down, right, mirrored, top, left = changes.T[:, :, None, None]  # (N, 1, 1) each
     i, j = xp.arange(h)[:, None], xp.arange(w)  # (H, 1), (W,)
