@@ -182,6 +182,24 @@ def test_max_pool_lets_nan_through(k: Any, xp: Any, dtype: str) -> None:
 
 
 @on_every_backend
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_max_pool_hands_no_gradient_to_the_padding(k: Any, xp: Any, dtype: str, value: float) -> None:
+    """Where no cell is larger than −∞, one inside the image has won all the same."""
+    x, window = np.full((2, 3, 5, 6), value), Window.of((5, 6), 3, 2, 1)
+    dy = data("dy", (2, 3, *window.output), "ties")
+    (dx,) = call(k, "max_pool_dx", bring_all(xp, "max_pool_dx", (dy, x, window), dtype), dtype)
+    np.testing.assert_array_equal(dx.sum((2, 3)), dy.sum((2, 3)))
+
+
+@on_every_backend
+def test_winners_are_bytes(k: Any, xp: Any) -> None:
+    """At most one for each column of a row, and one for each output pixel."""
+    x = bring(xp, data("x", (2, 3, 7, 9)).astype(np.float32))
+    _, winners = k.max_pool_winners(x, Window.of((7, 9), 3, 2, 1))
+    assert sum(array.nbytes for array in winners) <= 2 * 3 * (7 * 5 + 4 * 5)
+
+
+@on_every_backend
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 def test_batch_norm_with_running_statistics(check: Check, dtype: str, relu: bool) -> None:
     """In evaluation mean and var come in the dtype of x; the results do not care."""

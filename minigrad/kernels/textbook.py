@@ -141,7 +141,8 @@ def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
     """The maximum, and the number of the first cell that has it: [(N, OH, OW, C)]"""
     xp, (n, c, _, _), (kh, kw) = array_module(x), x.shape, window.kernel
     best = xp.full((n, *window.output, c), -np.inf, x.dtype)
-    first = xp.zeros(best.shape, np.min_scalar_type(kh * kw)) + first_inside(xp, window)
+    first = xp.empty(best.shape, np.min_scalar_type(kh * kw))  # a byte, or two
+    first[...] = first_inside(xp, window)
     for number, cell in enumerate(cells(bordered(x, window, fill=-np.inf), window)):
         first[cell > best] = number
         best = xp.maximum(best, cell)
