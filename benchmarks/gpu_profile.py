@@ -22,7 +22,8 @@ from benchmarks.ours_gpu import OnGpu
 from benchmarks.vocabulary import Job, Record
 from minigrad import set_backend, set_precision, summary
 from minigrad.backend import default_module
-from minigrad.kernels import cublas, cupy_
+from minigrad.kernels.cuda import arena, conv, cublas, dense, norm, pictures, pool
+from minigrad.kernels.cuda.launch import launch
 
 AGAIN = 10  # launches between two events; 1 with --quick
 HELD = 3.0  # milliseconds of copies that keep the GPU busy while the host issues launches
@@ -86,7 +87,7 @@ def ceilings(job: Job) -> Record:
             found["products"].append({"n": n, "precision": precision, "tflops": 2 * n**3 / ms / 1e9})
     a, b, out = (cupy.ones((32, 32), np.float32) for _ in range(3))
     calls = {
-        "a kernel of ours": lambda: cupy_.launch("matrix", "add_bias", a, 32, 32, a, b[0], 32, 32),
+        "a kernel of ours": lambda: launch("dense", "add_bias", a, 32, 32, a, b[0], 32, 32),
         "a product": lambda: cublas.product(a, b, out),
         "a function of CuPy, into an array": lambda: cupy.add(a, b, out=out),
         "an operator of CuPy": lambda: a + b,
@@ -152,8 +153,11 @@ def profile(job: Job) -> Record:
     }
 
 
-# The functions that launch minigrad's kernels and products. CuPy's own functions launch theirs unseen.
-DOORS: list[tuple[Any, str]] = [(cupy_, "launch"), (cupy_, "product")]
+# What starts kernels and products of ours; CuPy's own functions start theirs unseen.
+DOORS: list[tuple[Any, str]] = [
+    *((room, "launch") for room in (conv, norm, pool, dense, pictures, arena)),
+    *((room, "product") for room in (conv, dense)),
+]
 
 
 def launch_rows(network: OnGpu, clock: Clock) -> list[Record]:

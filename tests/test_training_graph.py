@@ -24,7 +24,8 @@ from inception.training.graph import WARM_UP
 from inception.training.loop import Stopped, training_step
 from minigrad import nn, ops, watch
 from minigrad.backend import array_module, set_backend, set_precision, to_host
-from minigrad.kernels import cublas
+from minigrad.kernels import set_kernels
+from minigrad.kernels.cuda import cublas
 from minigrad.random import Key, normal
 from minigrad.tensor import Tensor
 from minigrad.watch import untouched
@@ -118,6 +119,20 @@ def test_masks_differ_from_step_to_step(xp: Any) -> None:
     """A graph that drew the same mask for ever would still learn: another seed must change what is dropped."""
     results = [trained(True, dataclasses.replace(RECIPE, clip_norm=0.0, seed=seed)) for seed in (3, 4)]
     assert differences(*results) != []
+
+
+@on_fake
+def test_the_textbook_trains_on_a_gpu_step_by_step(xp: Any) -> None:
+    """CuPy's products cannot be captured; everything else, augmentation too, is array code that runs there."""
+    wanted = make(graph=False)
+    wanted.run()
+    set_kernels("textbook")
+    training = make(graph=True)
+    training.run()
+    assert training.graphed is not None
+    assert training.graphed.off == "the kernels are the textbook's, whose products CuPy does not let a graph record"
+    losses, others = ([epoch.losses["loss"] for epoch in t.epochs] for t in (training, wanted))
+    assert losses == pytest.approx(others, rel=1e-3)
 
 
 # ---- What a replay takes ----

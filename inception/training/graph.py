@@ -20,6 +20,7 @@ import numpy as np
 from inception.data import Batch
 from minigrad.backend import array_module, asarray, first_line, precision
 from minigrad.errors import BackendError
+from minigrad.kernels import kernels
 from minigrad.layout import empty_images, pixels
 from minigrad.nn import Module
 from minigrad.nn.module import observer
@@ -53,6 +54,8 @@ class GraphedStep:
         self._forget()
         if self.xp is np:
             self._give_up("the backend is numpy, and CUDA graphs are for a GPU (--backend cupy)")
+        elif kernels(next(training.model.parameters()).data).__name__.endswith("textbook"):
+            self._give_up("the kernels are the textbook's, whose products CuPy does not let a graph record")
 
     @contextmanager
     def on_its_stream(self) -> Iterator[None]:

@@ -45,7 +45,8 @@ def max_pool2d(
     x        (N, C, H, W)
     stride   kernel_size if None
     returns  (N, C, OH, OW),  OH = ⌊(H + 2p − K) / s⌋ + 1; rounded up in ceil mode (see layout.Window)
-    saves    which cell of each window it was: a byte for each of N·C·H·OW, and one for each of N·C·OH·OW
+    saves    which cell of each window it was: by kernel module one or two bytes for each of N·C·OH·OW, or one for each
+             of N·C·H·OW and one for each of N·C·OH·OW
     raises   ShapeError if no window fits, or the padding is more than half of the kernel
     """
     window = pooling_window("max_pool2d", x, kernel_size, stride, padding, ceil_mode)
