@@ -28,7 +28,7 @@ from inception.training.checkpoint import BEST, find_checkpoints
 from minigrad.errors import NonFiniteError
 
 run_module = importlib.import_module("inception.training.run")
-loop_module = importlib.import_module("inception.training.loop")
+step_module = importlib.import_module("inception.training.step")
 ROOT = Path(__file__).parents[2]
 
 
@@ -111,7 +111,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, before: int, value: float = math.nan) -> None:
     """Break a weight before this step."""
-    plain = loop_module.training_step
+    plain = step_module.training_step
 
     def step(model: Any, batch: Any, recipe: Any) -> Any:
         if Training.latest.step == before - 1:  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, before: int, value: float = math.nan)
     init = Training.__init__
     monkeypatch.setattr(Training, "latest", None, raising=False)
     monkeypatch.setattr(Training, "__init__", started)
-    monkeypatch.setattr(loop_module, "training_step", step)
+    monkeypatch.setattr(step_module, "training_step", step)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_layer_where_it_begins(
@@ -260,7 +260,8 @@ def test_a_disk_that_takes_no_file_of_that_size(tmp_path: Path) -> None:
     lines = err.splitlines()
     assert "Traceback" not in err
     assert sum("warning: " in line and "could not be written (File too large)" in line for line in lines) >= 3
-    assert lines[-1].startswith(f"error: {tmp_path / 'run' / 'weights.npz'} could not be written (File too large)")
+    assert lines[-2].startswith(f"error: {tmp_path / 'run' / 'weights.npz'} could not be written (File too large)")
+    assert lines[-1] == "the training has ended; nothing was saved"
     assert sorted(os.listdir(tmp_path / "run")) == ["log.csv", "log.jsonl"]
 
 
@@ -293,7 +294,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_training(
     monkeypatch.setattr(Path, "touch", touch)
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(FileError, match=r"cannot be written \(Permission denied\)"):
-        go_on(out, weights=tmp_path / "w.npz") if resume else run(options(tmp_path / "new"))
+        go_on(out, save=tmp_path / "w.npz") if resume else run(options(tmp_path / "new"))
 
 
 def test_a_log_that_is_removed_comes_back(
