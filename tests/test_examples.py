@@ -108,9 +108,7 @@ def test_the_example_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> Non
     outcome = run_alone("train_cifar.py", "--data", cifar, "--epochs", 2, "--batch-size", 16, "--save", path)
     assert outcome.code == 0, outcome.err
     first, *epochs, last = outcome.out.splitlines()
-    assert (
-        first == f"googlenet_small on {cifar.name} train: 35 pictures of 10 classes, 4 steps" or "35 pictures" in first
-    )
+    assert first.endswith(": 35 pictures of 10 classes, 4 steps")
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
     assert last == f"weights in {path}"
     _, about = load_model(path)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -114,6 +115,23 @@ def assert_same(out: Path, reference: dict[str, Any]) -> None:
 
 
 # ---- As a command ----
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*arguments: Any, how: tuple[str, ...] = (), **environment: Any) -> subprocess.Popen[str]:
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIGRAD_NUM_THREADS": "1", "MINIGRAD_BACKEND": "numpy"}
+    command = [*how, sys.executable, "-u", "-W", "error", str(ROOT / "tests" / "tiny_run.py"), *map(str, arguments)]
+    variables |= {name: str(value) for name, value in environment.items()}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(child: subprocess.Popen[str], words: str) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without saying {words!r}: {child.communicate()[1]}")
 
 
 def slow(module: Any, name: str, seconds: float) -> None:
