@@ -575,7 +575,7 @@ def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, 
 def test_a_place_that_cannot_be_written_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: tuple[Dataset, Dataset], name: str
 ) -> None:
-    """Hours of training must not end with "is a directory"; and --weights /dev/null must not replace the device."""
+    """Hours of training must not end with "is a directory"; and --save /dev/null must not replace the device."""
     (tmp_path / "x.npz").write_bytes(b"")
     if name == "pipe":
         if not hasattr(os, "mkfifo"):

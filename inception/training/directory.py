@@ -79,7 +79,7 @@ class RunDirectory:
         if not self.resumed:
             check_free(self.directory)
         check_place(place(self.directory, 0))
-        self.lock = _lock(self.directory)
+        self.lock: int | None = _lock(self.directory)
         try:
             for path in self.directory.glob(".*"):
                 if _LEFT_BEHIND.fullmatch(path.name):
@@ -102,6 +102,7 @@ class RunDirectory:
     def _unlock(self) -> None:
         if self.lock is not None:
             os.close(self.lock)
+        self.lock = None
 
     def after_step(self) -> None:
         if self.directory is not None and (self.asked or self.training.step % self.save_every == 0):
@@ -231,7 +232,10 @@ class RunDirectory:
             self.directory.mkdir(parents=True)
             console.warning(f"{self.directory} was gone and has been made again: what it held is not in it")
             self._unlock()
-            self.lock = _lock(self.directory)
+            try:
+                self.lock = _lock(self.directory)
+            except CheckpointError as error:  # as soon as it was there, another process took it
+                console.warning(str(error))
 
 
 def check_free(directory: Path) -> None:
