@@ -99,7 +99,7 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
             raise CheckpointError(f"unknown parts {sorted(wrong)}")
         _restore_arrays(training, groups)
         _restore_position(training, state)
-    except (MinigradError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (MinigradError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, MinigradError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: cannot be continued: {reason}") from None
 

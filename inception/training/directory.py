@@ -180,7 +180,7 @@ class RunDirectory:
             assert self.directory is not None
             epochs = read_checkpoint(self.directory / BEST).state["epochs"]
             return self._accuracy(epoch_of(epochs[-1]))
-        except (WeightsError, KeyError, IndexError, TypeError, ValueError):
+        except (WeightsError, AttributeError, KeyError, IndexError, TypeError, ValueError):
             return -1.0
 
     def _accuracy(self, epoch: Epoch) -> float:

@@ -109,7 +109,7 @@ def resumed(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Run:
     """
     try:
         own = Run.from_json(checkpoint.state["run"]["options"], Recipe.from_json(checkpoint.state["recipe"]))
-    except (KeyError, TypeError, ValueError, MinigradError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, MinigradError) as error:
         raise CheckpointError(f"{checkpoint.path}: its options cannot be understood ({error})") from None
     own = replace(own, out=checkpoint.path.parent)
     own_options = {option.name: option for option in options_of(Run)}

@@ -153,6 +153,7 @@ def test_arrays_that_do_not_fit(copy: Path, arrays: dict[str, Any]) -> None:
         lambda s: s.update(epochs=s["epochs"] * 2, step=8 * STEPS),
         lambda s: s.update(epochs=3),
         lambda s: s["epochs"][0].pop("losses"),
+        lambda s: s["epochs"][0].update(losses=[1.0]),
         lambda s: s["epochs"][0].update(test="good"),
         lambda s: s["epochs"][0].update(test=[1.0]),
         lambda s: s["sums"].update(steps=3),
