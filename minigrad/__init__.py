@@ -1,7 +1,7 @@
 """minigrad: a minimal autograd framework on NumPy or CuPy, written to be read.
 
-Reading order: tensor (the engine), layout (the pixel matrix), ops (what a layer computes), kernels (how, fast),
-nn (modules), optim and schedule, gradcheck, watch and summary.
+Reading order: tensor and graph (the engine), layout (the pixel matrix), ops (what a layer computes), kernels (how,
+fast), nn (modules), optim and schedule, gradcheck, watch and summary.
 
 The engine
     Tensor             an array with a gradient, and its arithmetic
@@ -32,8 +32,9 @@ The machine
 from minigrad import nn, ops, optim, random, schedule
 from minigrad.backend import set_backend, set_precision
 from minigrad.gradcheck import gradcheck
+from minigrad.graph import no_grad
 from minigrad.summary import summary
-from minigrad.tensor import Tensor, no_grad, record
+from minigrad.tensor import Tensor, record
 from minigrad.threads import num_threads, set_num_threads
 from minigrad.watch import first_non_finite, layer_times, watch
 

@@ -25,7 +25,8 @@ class DtypeError(MinigradError, TypeError):
 
 
 class GraphError(MinigradError, RuntimeError):
-    """Backward cannot run: no graph, a graph already used, or a backward that returned the wrong thing."""
+    """Backward cannot run: no graph, a graph already used, a value changed since, or a backward that returned the wrong
+    thing."""
 
 
 class BackendError(MinigradError, RuntimeError):

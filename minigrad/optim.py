@@ -27,6 +27,7 @@ from minigrad.backend import array_module, capturing, move
 from minigrad.errors import BackendError, MinigradError, StateError, differences, no_such
 from minigrad.kernels import kernels
 from minigrad.layout import Array, empty_images, filter_matrix, memory_order
+from minigrad.tensor import Tensor
 from minigrad.threads import blas_on_one_thread
 
 Parameter = Any  # an object with .data, an array, and .grad, an array of the same shape and dtype or None
@@ -124,9 +125,11 @@ class Optimizer:
                 f"{type(self).__name__} has no kernel that updates parameter {apart[0]}: a graph would repeat the "
                 "learning rate of the step that it was captured in"
             )
+        by = f"{type(self).__name__}.step()"
         for i in apart:
             slot = due[i]
             slot.updates += 1
+            _count_change(slot.param, by)
             self._update(slot.param.data, slot.param.grad, slot, lr * slot.lr_scale, **options[i])
         if len(apart) < len(rows):
             self.together.place({i: row for i, row in rows.items() if row is not None})
@@ -140,10 +143,11 @@ class Optimizer:
     def renew(self, lr: float, momentum: float | None = None) -> None:
         """What is left for the host to do where a CUDA graph that has captured `step` is replayed: count an update of
         the same parameters, and say its numbers (`together.upload` writes them)."""
-        numbers = {}
+        numbers, by = {}, f"{type(self).__name__}.step()"
         for i in self.together.placed[0]:
             slot = self.slots[i]
             slot.updates += 1
+            _count_change(slot.param, by)
             numbers[i] = [lr * slot.lr_scale, slot.updates, *_flat(self._options(slot, momentum).values())]
         self.together.tell(numbers)
 
@@ -497,8 +501,9 @@ def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
         norm = √(Σ g²) over all parameters,     g ← g · min(1, max_norm / (norm + 1e-6))
 
     returns the norm before clipping, a float64 array () where the gradients are. It is summed in float64, and used
-    without being read, so that the host does not wait for the device; NaN or infinity comes back as it is.
-    Gradients are replaced, not changed in place. Raises MinigradError if max_norm is not above 0.
+    without being read, so that the host does not wait for the device. Where it is NaN or infinite the gradients stay as
+    they are: a factor of 0 would make NaN of the infinite ones and erase all others. Gradients are replaced, not
+    changed in place. Raises MinigradError if max_norm is not above 0.
     Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, arXiv:1211.5063.
     """
     return ClipByNorm(max_norm)(params)
@@ -525,7 +530,7 @@ class ClipByNorm:
             raise BackendError("the gradients are of several dtypes, and no kernel clips these together")
         squares = [xp.sum(xp.square(p.grad, dtype=xp.float64)) for p in params]
         norm = xp.sqrt(xp.sum(xp.stack(squares)))
-        factor = xp.minimum(1.0, self.max_norm / (norm + 1e-6))
+        factor = xp.where(xp.isfinite(norm), xp.minimum(1.0, self.max_norm / (norm + 1e-6)), 1.0)[()]
         for p in params:
             p.grad = xp.multiply(p.grad, factor.astype(p.grad.dtype), out=xp.empty_like(p.data))
         return xp.asarray(norm)
@@ -567,6 +572,12 @@ def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
     else:
         d[...] = g
     return d
+
+
+def _count_change(param: Parameter, by: str) -> None:
+    """Tell a tensor that its values change in place; other parameters (see Parameter) do not count."""
+    if isinstance(param, Tensor):
+        param.changed(by)
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:

@@ -11,11 +11,13 @@ generators, OOPSLA 2014), applied once for the key and once for the index.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -160,23 +162,40 @@ def permutation(key: Key, n: int) -> np.ndarray:
     return np.argsort(bits(key, n), kind="stable")
 
 
-_streams: Iterator[Key] = map(Key(0).fold, itertools.count())
+class _Streams:
+    """The streams of a seed, numbered by the order in which they are taken, for each kind by itself."""
+
+    def __init__(self, seed: int):
+        self.key, self.taken, self.lock = Key(seed), Counter[str](), threading.Lock()
+
+    def take(self, kind: str) -> Key:
+        with self.lock:
+            number = self.taken[kind]
+            self.taken[kind] += 1
+        return self.key.fold(kind, number) if kind else self.key.fold(number)
 
 
-def next_key() -> Key:
+# A context variable, so that threads that build models at the same time do not take each other's streams.
+_unseeded = _Streams(0)
+_streams: ContextVar[_Streams] = ContextVar("streams", default=_unseeded)
+
+
+def next_key(kind: str = "") -> Key:
     """The next numbered stream: what a layer is initialised from when nobody hands it a key.
+
+    kind   streams that are counted by themselves: taking one moves no other kind's numbers
 
     Only construction draws from here, never an op: rebuild layers in the same order and they start equal.
     """
-    return next(_streams)
+    return _streams.get().take(kind)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block `next_key` counts from the beginning of the seed's streams: same layers, same weights."""
-    global _streams
-    before, _streams = _streams, map(Key(seed).fold, itertools.count())
+    """Within the block `next_key` counts from the beginning of the seed's streams: same layers, same weights. Holds for
+    this thread alone."""
+    token = _streams.set(_Streams(seed))
     try:
         yield
     finally:
-        _streams = before
+        _streams.reset(token)

@@ -45,6 +45,9 @@ class Summary(NamedTuple):
         lines.append(("total", "", "", *(f"{n:,}" for n in totals)))
         return columns(lines, left=3)
 
+    def __repr__(self) -> str:  # what a notebook or a prompt shows
+        return str(self)
+
 
 def summary(model: Module, input_shape: tuple[int, ...], *, depth: int | None = None) -> Summary:
     """Run one training forward pass on zeros and count; a row for each layer that computes, in definition order.

@@ -1,88 +1,33 @@
 """Tensor, record, backward: a complete small autograd. Read this file first.
 
 Every op computes an array and calls `record` with a function that sends a gradient back. `record` links the
-result to its inputs; the links form a graph, and `backward` walks it from the loss to the parameters.
+result to its inputs; the links form a graph, and `backward` walks it from the loss to the parameters: see graph.py.
 
-Why the order of the walk matters. Where a value is used twice, its gradients from both uses must have met before
-it hands anything on:
-
-    a = Tensor(2.0, requires_grad=True)
-    b = a * a            # used twice below
-    c = b * 3.0
-    d = c + b            # d = 3a² + a², dd/da = 8a = 16
-
-A walk that goes on at once reaches b through c with the gradient 3 and sends 3·2a = 12 to a; then it reaches b again,
-from d itself, with 1. If b now sends all it has, 4·2a, a ends with 28: the first part is counted twice. If it sends the
-new part alone, 1·2a, the sum is right, but b has run twice, and so does all below it: once for every path from the
-loss, and nine Inception modules of four branches have 4 to the power of nine. In reverse topological order (d, c, b, a)
-every user of b comes before b: the parts 3 and 1 are summed first, and b hands on 4·2a once.
+An op keeps the arrays that its backward reads, not copies of them. Where minigrad changes values in place (an
+optimizer's step, load_state_dict, running statistics), the tensor counts it, and a backward that needs the earlier
+values raises GraphError instead of giving a wrong gradient. Changes of your own are not seen: an array that you refill
+between forward and backward, as a buffer for batches, gives the gradient of neither. Refill it after backward, or call
+`tensor.changed("…")`.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 from minigrad import backend
 from minigrad.backend import MOVE, array_module
 from minigrad.errors import BackendError, DtypeError, GraphError, ShapeError
+from minigrad.graph import Changes, Node, Part, recording, walk, watcher
 from minigrad.kernels import kernels
 from minigrad.layout import Array, elementwise, sum_to
 from minigrad.threads import blas_on_one_thread
 
 Backward = Callable[[Array], Array | Sequence[Array | None] | None]
-Watcher = Callable[..., None]
-
-_grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
-# Called for every op with (op, outputs, inputs, node or None, multiply-adds of each output): how `watch` sees it.
-watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
-
-
-def no_grad() -> AbstractContextManager[None]:
-    """Within the block nothing is recorded: no graph, nothing kept for backward. Holds for this thread alone."""
-    return _recording(False)
-
-
-def grad_enabled() -> AbstractContextManager[None]:
-    """Within the block ops are recorded, whatever holds around it."""
-    return _recording(True)
-
-
-@contextmanager
-def _recording(on: bool) -> Iterator[None]:
-    token = _grad_enabled.set(on)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
-
-
-class Node:
-    """One recorded op in the graph. It knows its inputs' nodes and its `backward`, not its output's data:
-    what is kept in memory until backward is exactly what the `backward` closure names."""
-
-    __slots__ = ("backward", "dtype", "inputs", "name", "owner", "parts", "shape")
-
-    def __init__(
-        self,
-        name: str,
-        data: Array,
-        inputs: tuple[Node | None, ...],
-        backward: Callable[..., Any] | None,
-        parts: int = 1,
-    ):
-        self.name = name
-        self.shape, self.dtype = data.shape, data.dtype
-        self.inputs = inputs
-        self.backward = backward
-        self.parts = parts  # how many results the op has
-        self.owner: weakref.ref[Tensor] | None = None  # the tensor whose .grad is wanted: a leaf, or retain_grad
 
 
 class Tensor:
@@ -92,12 +37,14 @@ class Tensor:
     requires_grad  True for a leaf whose gradient `backward` shall leave in `.grad`
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
+    __slots__ = ("__weakref__", "changes", "data", "grad", "node", "requires_grad")
     __array_ufunc__ = None  # numpy_array * tensor is refused by NumPy and comes to our __rmul__
 
-    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        # Without this NumPy would make an array of one Tensor for each number.
+    def __array_function__(self, *_: Any, **__: Any) -> NoReturn:
+        # Without this np.sum would call our sum, with arguments of its own.
         raise DtypeError("a NumPy function got a Tensor: hand it the array, x.numpy()")
+
+    __array__ = __array_function__  # without this NumPy would make an array of one Tensor for each number
 
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
@@ -113,6 +60,7 @@ class Tensor:
         self.grad: Array | None = None
         self.requires_grad = requires_grad
         self.node: Node | None = None
+        self.changes = Changes()
 
     def __getstate__(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         # What copy and pickle take along. A copy is a leaf of its own: it has no part in the original's graph.
@@ -121,6 +69,7 @@ class Tensor:
             "grad": self.grad,
             "requires_grad": self.requires_grad,
             "node": None,
+            "changes": self.changes,
         }
 
     shape = property(lambda self: self.data.shape, doc="Sizes of the axes.")
@@ -130,13 +79,27 @@ class Tensor:
     T = property(lambda self: self.transpose(), doc="All axes reversed.")
 
     @property
+    def version(self) -> int:
+        """How often the values have been changed in place by minigrad, or as `changed` was told; views share it.
+
+        What was computed from a tensor still holds while its `.data` is the same array and its version the same.
+        """
+        return self.changes.count
+
+    def changed(self, by: str) -> None:
+        """Count a change of the values in place. A backward that needs the earlier ones then names it and raises."""
+        self.changes.count += 1
+        self.changes.by = by
+
+    @property
     def needs_grad(self) -> bool:
         """Whether an op on this tensor has to be recorded."""
-        return _grad_enabled.get() and (self.requires_grad or (self.node is not None and self.node.inputs != ()))
+        return recording.get() and (self.requires_grad or (self.node is not None and self.node.inputs != ()))
 
     def __repr__(self) -> str:
         mark = f", from {self.node.name}" if self.node and self.node.backward else ""
-        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else mark})"
+        values = repr(self.data) if self.size <= 100 else f"{self.dtype} {self.shape}"
+        return f"Tensor({values}{', requires_grad=True' if self.requires_grad else mark})"
 
     def __len__(self) -> int:
         return len(self.data)
@@ -147,13 +110,32 @@ class Tensor:
             raise ShapeError(f"item() needs a tensor with one element, got shape {self.shape}")
         return float(self.data.reshape(()))
 
+    __float__ = item
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
     def numpy(self) -> np.ndarray:
         """The data as a host array (shared with the tensor when it is on the host already)."""
         return backend.to_host(self.data)
 
     def detach(self) -> Tensor:
         """The same data, cut off from the graph."""
-        return Tensor(self.data)
+        result = Tensor(self.data)
+        result.changes = self.changes
+        return result
+
+    def _view(self, op: str, data: Array, backward: Backward) -> Tensor:
+        """Record the result of an op that shares memory with this tensor, and so the count of its changes."""
+        result = record(op, data, (self,), backward, kept=())
+        result.changes = self.changes
+        return result
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
@@ -195,7 +177,7 @@ class Tensor:
         if gradient.shape != self.shape:
             raise ShapeError(f"backward() got a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
         with blas_on_one_thread():
-            _walk(self.node, gradient)
+            walk(self.node, gradient)
 
     # --- arithmetic: each op is its formula, and how a gradient goes back through it
 
@@ -204,7 +186,7 @@ class Tensor:
         x, y = operands("add", self, other)
         a, b = x.shape, y.shape
         result = elementwise(array_module(x.data).add, x.data, y.data)
-        return record("add", result, (x, y), lambda dz: (sum_to(dz, a), sum_to(dz, b)))
+        return record("add", result, (x, y), lambda dz: (sum_to(dz, a), sum_to(dz, b)), kept=())
 
     def __mul__(self, other: Any) -> Tensor:
         """x · y, element by element, with broadcasting. dx = dz · y, dy = dz · x."""
@@ -212,13 +194,14 @@ class Tensor:
         a, b, multiply = x.shape, y.shape, array_module(x.data).multiply
         # Each factor is kept for the gradient of the other: of a tensor times a plain number, the number alone.
         left, right = x.data if y.needs_grad else None, y.data if x.needs_grad else None
+        kept = (None if left is None else x, None if right is None else y)
 
         def backward(dz: Array) -> tuple[Array | None, Array | None]:
             dx = None if right is None else sum_to(elementwise(multiply, dz, right), a)
             dy = None if left is None else sum_to(elementwise(multiply, dz, left), b)
             return dx, dy
 
-        return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward)
+        return record("multiply", elementwise(multiply, x.data, y.data), (x, y), backward, kept=kept)
 
     def __pow__(self, exponent: float) -> Tensor:
         """x to the power p, element by element. dx = dy · p · x^(p − 1)."""
@@ -260,7 +243,7 @@ class Tensor:
             dx = elementwise(xp.divide, dz, divisor)
             return sum_to(dx, a), None if z is None else sum_to(-elementwise(xp.multiply, dx, z), b)
 
-        return record("divide", result, (x, y), backward)
+        return record("divide", result, (x, y), backward, kept=(y,))
 
     def __rtruediv__(self, other: Any) -> Tensor:
         return operands("divide", self, other)[1] / self
@@ -270,7 +253,7 @@ class Tensor:
     def exp(self) -> Tensor:
         """e to the power of each element."""
         y = array_module(self.data).exp(self.data)
-        return record("exp", y, (self,), lambda dy: dy * y)
+        return record("exp", y, (self,), lambda dy: dy * y, kept=())
 
     def log(self) -> Tensor:
         """The natural logarithm of each element."""
@@ -280,14 +263,14 @@ class Tensor:
     def sqrt(self) -> Tensor:
         """The square root of each element."""
         y = array_module(self.data).sqrt(self.data)
-        return record("sqrt", y, (self,), lambda dy: dy / (2 * y))
+        return record("sqrt", y, (self,), lambda dy: dy / (2 * y), kept=())
 
     def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The sum over `axis` (all axes if None)."""
         xp, shape = array_module(self.data), self.shape
         y = self.data.sum(axis=axis, keepdims=keepdims)
-        kept = _kept_shape(shape, axis)
-        return record("sum", y, (self,), lambda dy: xp.broadcast_to(dy.reshape(kept), shape))
+        summed = _kept_shape(shape, axis)
+        return record("sum", y, (self,), lambda dy: xp.broadcast_to(dy.reshape(summed), shape), kept=())
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The mean over `axis` (all axes if None)."""
@@ -304,7 +287,7 @@ class Tensor:
         except ValueError:
             raise ShapeError(f"cannot reshape {self.shape} ({self.size} elements) to {shape}") from None
         before = self.shape
-        return record("reshape", y, (self,), lambda dy: dy.reshape(before))
+        return self._view("reshape", y, lambda dy: dy.reshape(before))
 
     def flatten(self) -> Tensor:
         """(N, C, H, W) as (N, C·H·W), in the order C, H, W that published linear layers expect."""
@@ -316,7 +299,7 @@ class Tensor:
             raise ShapeError(f"transpose of {self.shape} wants each of its {self.ndim} axes once, got {axes}")
         order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
         back = tuple(int(i) for i in np.argsort(order))
-        return record("transpose", self.data.transpose(order), (self,), lambda dy: dy.transpose(back))
+        return self._view("transpose", self.data.transpose(order), lambda dy: dy.transpose(back))
 
     def __getitem__(self, index: Any) -> Tensor:
         """A part, by ints, slices, ... and None. It shares memory with the whole."""
@@ -330,7 +313,7 @@ class Tensor:
             dx[index] = dy
             return dx
 
-        return record("index", self.data[index], (self,), backward)
+        return self._view("index", self.data[index], backward)
 
 
 def operands(op: str, *values: Any) -> list[Tensor]:
@@ -382,7 +365,13 @@ def check_alike(op: str, *tensors: Any) -> None:
 
 
 def record(
-    op: str, data: Array, inputs: Sequence[Tensor | None], backward: Backward, *, multiply_adds: int = 0
+    op: str,
+    data: Array,
+    inputs: Sequence[Tensor | None],
+    backward: Backward,
+    *,
+    kept: Sequence[Tensor | None] | None = None,
+    multiply_adds: int = 0,
 ) -> Tensor:
     """Make the result of an op, linked to its inputs: the only door to the graph.
 
@@ -392,13 +381,15 @@ def record(
     backward       dy -> one array per input, of the input's shape and dtype, or None where there is no gradient;
                    a single array when there is one input. It may hand on dy itself or a view of it, and must not
                    write into dy.
+    kept           the tensors whose values backward reads; all inputs if None. When one of them has been changed in
+                   place before backward runs, it is refused.
     multiply_adds  the cost of the forward pass, for `summary`
 
     When no input needs a gradient, nothing is kept.
     """
     output = Tensor(data)
     if (nodes := _nodes_of(op, inputs)) is not None:
-        output.node = Node(op, output.data, nodes, backward)
+        output.node = Node(op, output.data, nodes, backward, inputs if kept is None else kept)
     if (watch := watcher.get()) is not None:
         watch(op, [output], inputs, output.node, [multiply_adds])
     return output
@@ -410,6 +401,7 @@ def record_parts(
     inputs: Sequence[Tensor | None],
     backward: Callable[[list[Array | None]], Sequence[Array | None]],
     *,
+    kept: Sequence[Tensor | None] | None = None,
     multiply_adds: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """As `record`, for an op with several results: its backward gets the gradient of each, None where none came.
@@ -420,21 +412,12 @@ def record_parts(
     """
     outputs, whole = [Tensor(part) for part in parts], None
     if (nodes := _nodes_of(op, inputs)) is not None:
-        whole = Node(op, parts[0], nodes, backward, parts=len(parts))
+        whole = Node(op, parts[0], nodes, backward, inputs if kept is None else kept, len(parts))
         for i, output in enumerate(outputs):
             output.node = Node(op, output.data, (whole,), functools.partial(Part, i))
     if (watch := watcher.get()) is not None:
         watch(op, outputs, inputs, whole, multiply_adds or [0] * len(outputs))
     return outputs
-
-
-class Part:
-    """The gradient of one of an op's several results, on its way to that op."""
-
-    __slots__ = ("gradient", "index")
-
-    def __init__(self, index: int, gradient: Array):
-        self.index, self.gradient = index, gradient
 
 
 def _nodes_of(op: str, inputs: Sequence[Tensor | None]) -> tuple[Node | None, ...] | None:
@@ -451,84 +434,6 @@ def _node_of(tensor: Tensor) -> Node:
         tensor.node = Node("leaf", tensor.data, (), None)
         tensor.node.owner = weakref.ref(tensor)
     return tensor.node
-
-
-def _walk(root: Node, gradient: Array) -> None:
-    """Send `gradient` from `root` back through the graph, every node after all of its users."""
-    gradients: dict[Node, Any] = {root: gradient}  # an array, or a list of them for an op with several results
-    # The first gradient that reaches a node is only borrowed, the second makes a sum of our own, from the third on that
-    # sum is added to in place. `ours` are the nodes that have one.
-    ours: set[Node] = set()
-    for node in reversed(_topological(root)):
-        dy = gradients.pop(node, None)
-        if dy is not None and node.owner is not None and (tensor := node.owner()) is not None:
-            tensor.grad = dy if tensor.grad is None else kernels(dy).add(tensor.grad, dy, None)
-        backward, node.backward = node.backward, None  # frees what it kept, after this turn of the loop
-        if not node.inputs or dy is None:  # a leaf, or an op that had no gradient for its input stands between
-            continue
-        if backward is None:
-            raise GraphError(
-                f"backward() reached '{node.name}' a second time, but what it kept was freed after the first: "
-                "compute the loss again before every backward(), and sum losses before one common backward()"
-            )
-        results = backward(dy)
-        if not isinstance(results, (tuple, list)):
-            results = (results,)
-        if len(results) != len(node.inputs):
-            raise GraphError(
-                f"backward of '{node.name}' returned {len(results)} gradients for {len(node.inputs)} inputs: "
-                "return one for each, None where there is none"
-            )
-        # Whoever holds a .grad must not share its memory with these.
-        handed_out = [part for part in dy if part is not None] if isinstance(dy, list) else [dy]
-        for parent, dx in zip(node.inputs, results, strict=True):
-            if parent is None or dx is None:
-                continue
-            if isinstance(dx, Part):
-                gradients.setdefault(parent, [None] * parent.parts)[dx.index] = dx.gradient
-                continue
-            _check(node, parent, dx)
-            dx = array_module(dx).asarray(dx)  # NumPy's 0-d results are scalars
-            if parent in gradients:
-                so_far = gradients[parent]
-                gradients[parent] = kernels(dx).add(so_far, dx, so_far if parent in ours else None)
-                ours.add(parent)
-            elif parent.owner is not None and any(array_module(dx).may_share_memory(dx, other) for other in handed_out):
-                gradients[parent] = dx.copy("K")  # it will be somebody's .grad, which must not change with another's
-            else:
-                gradients[parent] = dx
-            handed_out.append(dx)
-
-
-def _topological(root: Node) -> list[Node]:
-    """Every node that root depends on, inputs before users; iterative, so that depth is no limit."""
-    order: list[Node] = []
-    seen = {root}
-    stack: list[tuple[Node, Iterator[Node | None]]] = [(root, iter(root.inputs))]
-    while stack:
-        node, inputs = stack[-1]
-        for parent in inputs:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append((parent, iter(parent.inputs)))
-                break
-        else:
-            order.append(node)
-            stack.pop()
-    return order
-
-
-def _check(node: Node, parent: Node, dx: Array) -> None:
-    """Raise GraphError where a backward returned something that is no gradient of its input."""
-    if isinstance(dx, Tensor) or not hasattr(dx, "dtype"):
-        raise GraphError(
-            f"backward of '{node.name}' returned a {type(dx).__name__}, not an array: compute with the .data of tensors"
-        )
-    if dx.shape != parent.shape or dx.dtype != parent.dtype:
-        raise GraphError(
-            f"backward of '{node.name}' returned {dx.dtype} {dx.shape} for an input of {parent.dtype} {parent.shape}: "
-            "a gradient has its input's shape and dtype"
-        )
 
 
 def _kept_shape(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ class Calls:
     def _place(self, part: int | None) -> Place:
         """The innermost layer that runs: of several that run as one op the one named, or the layer around them.
 
-        A layer held in a list or a closure has no path: the nearest one around it that has stands for it.
+        A layer held in a closure has no path: the nearest one around it that has stands for it.
         """
         for modules in reversed(self.stack):
             module = modules[0] if len(modules) == 1 else None if part is None else modules[part]
@@ -186,14 +186,16 @@ def _now(array: Array) -> float:
 @contextmanager
 def untouched(model: Module) -> Iterator[None]:
     """Put running statistics, gradients, and the modules' own attributes (modes, keys) back after the block."""
-    buffers = [(tensor.data, tensor.data.copy()) for _, tensor in model.named_buffers()]
+    buffers = [(tensor, tensor.version, tensor.data.copy()) for _, tensor in model.named_buffers()]
     attributes = [(module, module.attributes()) for _, module in model.named_modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         yield
     finally:
-        for data, before in buffers:
-            data[...] = before
+        for tensor, version, before in buffers:
+            tensor.data[...] = before
+            if tensor.version != version:
+                tensor.changed("putting it back after a trial")
         for module, own in attributes:
             vars(module).update(own)
         for parameter, gradient in gradients:
@@ -331,6 +333,9 @@ class LayerTimes:
         total = TimeRow("total", "", sum(r.forward for r in rows), sum(r.backward for r in rows), 1.0)
         lines += [(r.path, r.op, f"{r.forward:.2f}", f"{r.backward:.2f}", f"{r.share:.1%}") for r in (*rows, total)]
         return columns(lines, left=2)
+
+    def __repr__(self) -> str:  # what a notebook or a prompt shows
+        return str(self)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import pytest
 
 from inception.models import ConvBlock, InceptionBlock
 from minigrad import Tensor, gradcheck, nn, no_grad, ops, summary
-from minigrad.errors import GraphError, ShapeError
-from minigrad.random import Key, normal
+from minigrad.errors import GraphError, MinigradError, ShapeError
+from minigrad.random import Key, normal, seeded
 from minigrad.tensor import record_parts
 
 
@@ -203,7 +203,75 @@ def test_a_batch_norm_of_another_width_is_refused(width: int, training: bool) ->
 
 
 def test_the_layer_of_another_width_is_named() -> None:
-    model = nn.Sequential(nn.ReLU(), nn.ConvNormReLU(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(1)))
+    model = nn.Sequential(nn.ReLU(), nn.ConvNormReLU(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(1, relu=True)))
     with pytest.raises(ShapeError) as caught:
         model(Tensor(np.ones((2, 3, 4, 4), np.float32)))
     assert str(caught.value).startswith("1.batchnorm: batch_norm got an input of shape (2, 8, 4, 4), gamma (1,)")
+
+
+# ---- One function in every mode ----
+
+
+def test_a_unit_without_a_relu_is_refused() -> None:
+    with pytest.raises(MinigradError, match=r"takes its ReLU from the batch norm: give it BatchNorm2d\(…, relu=True\)"):
+        nn.ConvNormReLU(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2.0
+
+
+class Shifted(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - 1.0
+
+
+def without_relu(unit: nn.ConvNormReLU) -> None:
+    unit.batchnorm.relu = False
+
+
+def another_norm(unit: nn.ConvNormReLU) -> None:
+    unit.batchnorm = nn.BatchNorm2d(4)
+
+
+def another_conv(unit: nn.ConvNormReLU) -> None:
+    unit.conv = Doubled(4, 4, 1, groups=unit.conv.groups)
+
+
+def another_kind_of_norm(unit: nn.ConvNormReLU) -> None:
+    unit.batchnorm = Shifted(4, relu=True)
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "in branches"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", ["train", "eval", "eval with a graph"])
+@pytest.mark.parametrize("change", [None, without_relu, another_norm, another_conv, another_kind_of_norm])
+def test_a_unit_is_its_children_in_every_mode(change: Any, mode: str, groups: int, joined: bool) -> None:
+    """Whatever has been done to them since: a ReLU switched off, another layer in the place of one."""
+    with seeded(3):
+        unit = nn.ConvNormReLU(nn.Conv2d(4, 4, 1, groups=groups), nn.BatchNorm2d(4, relu=True))
+        other = nn.ConvNormReLU(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, relu=True))
+        if change is not None:
+            change(unit)
+    model = nn.Branches(unit, other) if joined else unit
+    model.astype("float64").train(mode == "train")
+    x = tensor(2, 4, 5, 5)
+    conv, norm = unit.conv, unit.batchnorm
+    y = ops.conv2d(x, conv.weight, conv.bias, groups=groups) * (2.0 if isinstance(conv, Doubled) else 1.0)
+    if mode == "train":
+        mean, var = y.data.mean((0, 2, 3)), y.data.var((0, 2, 3))
+    else:
+        mean, var = np.zeros(4), np.ones(4)
+    wanted = (y.data - mean[:, None, None]) / np.sqrt(var + norm.eps)[:, None, None]
+    if norm.relu:
+        wanted = np.maximum(wanted, 0)
+    if isinstance(norm, Shifted):
+        wanted = wanted - 1
+    if mode == "eval":
+        with no_grad():
+            found = model(x)
+    else:
+        found = model(x)
+    np.testing.assert_allclose(found.data[:, :4], wanted, rtol=1e-10, atol=1e-12)
+    assert (wanted.min() < 0) == (change in (without_relu, another_norm, another_kind_of_norm))

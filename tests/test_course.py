@@ -14,10 +14,10 @@ import pytest
 
 from inception import models
 from inception.__main__ import main
-from minigrad import Tensor, ops, tensor
+from minigrad import Tensor, graph, ops
+from minigrad.graph import Node
 from minigrad.kernels import numpy_, reference
 from minigrad.layout import Window, filter_matrix, pixels
-from minigrad.tensor import Node
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -69,8 +69,8 @@ def test_im2col_backward_by_hand() -> None:
 
 
 def the_example_in_the_docstring() -> list[str]:
-    """The four lines of tensor.py that show why the order matters."""
-    return [line.strip() for line in inspect.getdoc(tensor).splitlines() if line.startswith("    ")]
+    """The four lines of graph.py that show why the order matters."""
+    return [line.strip() for line in inspect.getdoc(graph).splitlines() if line.startswith("    ")]
 
 
 def test_the_docstrings_counterexample_is_true() -> None:
@@ -78,7 +78,7 @@ def test_the_docstrings_counterexample_is_true() -> None:
     exec("\n".join(the_example_in_the_docstring()), names)
     names["d"].backward()
     assert names["a"].grad == 16
-    assert [node.name for node in tensor._topological(names["c"].node)] == ["leaf", "multiply", "multiply"]
+    assert [node.name for node in graph._topological(names["c"].node)] == ["leaf", "multiply", "multiply"]
 
 
 @pytest.mark.parametrize(("sends_all", "gradient"), [(True, 28), (False, 16)])

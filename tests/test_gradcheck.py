@@ -110,6 +110,24 @@ def test_a_gradient_that_is_missing_is_caught() -> None:
         gradcheck(lambda x, y: record("mul", x.data * y.data, (x, y), lambda dy: (dy * y.data, None)), leaf(3), leaf(3))
 
 
+@pytest.mark.parametrize("steps", [(1e-5, 1e-6, 1e-7), (1e-8, 1e-9), (1e-9,)], ids=str)
+@pytest.mark.parametrize("error", [1.1e-3, -1.0], ids=["a thousandth", "all of it"])
+def test_rounding_excuses_no_difference(error: float, steps: tuple[float, ...]) -> None:
+    """Large values beside a small gradient: what rounding could explain at a small step is not taken for agreement."""
+
+    def f(x: Tensor) -> Tensor:
+        return record("shift", x.data * 0.01 + 1000.0, (x,), lambda dy: dy * (0.01 * (1 + error)))
+
+    with pytest.raises(GradientMismatch, match="finite differences give"):
+        gradcheck(f, leaf(50), tolerance=1e-5, steps=steps)
+
+
+def test_the_right_gradient_beside_large_values_passes() -> None:
+    """And what is returned is no more than the tolerance."""
+    right = gradcheck(lambda x: x * 0.01 + 1000.0, leaf(50), tolerance=1e-5)
+    assert 0 < right <= 1e-5
+
+
 # ---- Right, and passed ----
 
 

@@ -485,14 +485,15 @@ def test_layers_of_one_shape_start_differently() -> None:
 
 
 def test_a_layer_outside_the_tree_does_not_erase_the_path() -> None:
-    """A walk does not enter lists: the list's owner cannot name the layer, and must not unname it."""
+    """A walk does not enter closures: the closure's owner cannot name the layer, and must not unname it."""
 
     class Holder(nn.Module):
         def __init__(self) -> None:
-            self.layers = [nn.Sequential(nn.Conv2d(3, 4, 1))]
+            hidden = nn.Sequential(nn.Conv2d(3, 4, 1))
+            self.call = lambda x: hidden(x)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layers[0](x)
+            return self.call(x)
 
     with pytest.raises(ShapeError, match=r"^0: conv2d got an input of shape \(1, 5, 2, 2\)"):
         Holder()(Tensor(np.zeros((1, 5, 2, 2), np.float32)))

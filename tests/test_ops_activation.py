@@ -96,3 +96,29 @@ def test_softmax_sums_to_one(make: Make) -> None:
 def test_softmax_of_nothing(op: Function, shape: Any) -> None:
     with pytest.raises(ShapeError, match=r"softmax wants \(…, K\), none of them 0, got"):
         op(host(*shape))
+
+
+# ---- tanh, sigmoid, maximum ----
+
+
+def test_tanh_and_sigmoid_have_their_values_and_do_not_overflow(xp: Any) -> None:
+    """By Python's own functions; and their limits, far out."""
+    values = [-30.0, -1.0, 0.0, 0.5, 3.0]
+    x = Tensor(xp.asarray(values))
+    np.testing.assert_allclose(ops.tanh(x).numpy(), [math.tanh(v) for v in values], rtol=1e-14)
+    np.testing.assert_allclose(ops.sigmoid(x).numpy(), [1 / (1 + math.exp(-v)) for v in values], rtol=1e-12, atol=1e-16)
+    with np.errstate(all="raise"):
+        far = Tensor(xp.asarray(np.array([-1e4, 1e4], "float32")))
+        np.testing.assert_array_equal(ops.tanh(far).numpy(), [-1, 1])
+        np.testing.assert_array_equal(ops.sigmoid(far).numpy(), [0, 1])
+
+
+def test_the_first_of_equal_maxima_gets_the_gradient(xp: Any) -> None:
+    x = Tensor(xp.asarray([[1.0, 7.0, 7.0], [2.0, -1.0, 0.0]]), requires_grad=True)
+    y = ops.maximum(x)
+    assert y.numpy().tolist() == [7, 2]
+    y.backward(xp.asarray([10.0, 20.0]))
+    assert to_host(x.grad).tolist() == [[0, 10, 0], [20, 0, 0]]
+    for axis in (2, -3):
+        with pytest.raises(ShapeError, match=rf"maximum along axis {axis} of a tensor of shape \(2, 3\): there is no"):
+            ops.maximum(x, axis)

@@ -424,6 +424,15 @@ def test_clipping_sums_in_float64_and_passes_infinity_on() -> None:
     assert clip_by_norm([Parameter(np.zeros(2))], 1.0) == 0.0
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_clipping_leaves_gradients_alone_that_have_no_norm(value: float) -> None:
+    """A factor of 0, or NaN, would erase the finite ones, and make NaN of what was infinite."""
+    p, q = Parameter(np.zeros(2), np.array([value, 1.0])), Parameter(np.zeros(2), np.array([1.0, 1.0]))
+    assert not np.isfinite(clip_by_norm([p, q], 1.0))
+    np.testing.assert_array_equal(p.grad, [value, 1.0])
+    np.testing.assert_array_equal(q.grad, [1.0, 1.0])
+
+
 def one() -> list[Parameter]:
     return [Parameter(np.zeros(3), np.ones(3))]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -249,6 +250,43 @@ def test_seeded_leaves_the_outer_stream_where_it_was() -> None:
             next_key()
             raise RuntimeError
         assert before + [next_key() for _ in range(2)] == plain
+
+
+def test_threads_that_build_at_the_same_time_get_the_streams_of_their_seed() -> None:
+    """As the keys say themselves: number n of a seed is Key(seed).fold(n), whatever another thread has taken since."""
+    found: dict[int, list[Key]] = {}
+    meet = threading.Barrier(4)
+
+    def build(seed: int) -> None:
+        with seeded(seed):
+            found[seed] = []
+            for _ in range(3):
+                meet.wait()  # all threads are inside their blocks, and take turns
+                found[seed].append(next_key())
+
+    threads = [threading.Thread(target=build, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {seed: [Key(seed).fold(n) for n in range(3)] for seed in range(4)}
+
+
+def test_threads_without_a_seed_share_one_stream_and_no_number_comes_twice() -> None:
+    taken: list[Key] = []
+    threads = [threading.Thread(target=lambda: taken.extend(next_key() for _ in range(500))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(taken)) == 4000
+
+
+def test_kinds_of_streams_are_counted_by_themselves() -> None:
+    with seeded(7):
+        assert [next_key(), next_key("dropout"), next_key("dropout"), next_key()] == [
+            Key(7).fold(0), Key(7).fold("dropout", 0), Key(7).fold("dropout", 1), Key(7).fold(1)
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [1.5, None, "1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import threading
 import weakref
@@ -634,6 +635,44 @@ def scaled(x: Tensor, result: Any = None, inputs: Any = None) -> Tensor:
 def test_mistakes_are_explained(mistake: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         mistake(leaf(2, 3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [np.sum, np.mean, np.max, np.argmax, np.sort, np.shape, np.asarray, np.array, np.linalg.norm,
+     lambda x: np.concatenate([x, x]), lambda x: np.allclose(x, 0), lambda x: np.dot(np.ones(2), x)],
+)  # fmt: skip
+def test_numpy_functions_say_what_they_want(function: Any) -> None:
+    """np.sum would call Tensor.sum with arguments of NumPy's, np.shape would answer, np.array would make objects."""
+    with pytest.raises(DtypeError, match=r"a NumPy function got a Tensor: hand it the array, x\.numpy\(\)"):
+        function(leaf(2, 3))
+
+
+# ---- As Python's numbers ----
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
+def test_one_element_is_a_number(shape: tuple[int, ...]) -> None:
+    x = Tensor(np.full(shape, 2.34567), requires_grad=True)
+    assert (float(x), int(x), bool(x), bool(x * 0.0)) == (2.34567, 2, True, False)
+    assert (f"{x:.3f}", f"{x:8.1e}", f"loss {x.sum():.1%}") == ("2.346", " 2.3e+00", "loss 234.6%")
+    assert math.sqrt(x) == math.sqrt(2.34567)
+    assert f"{x}" == str(x) == repr(x)
+
+
+def test_several_elements_are_none() -> None:
+    """An `if` on them, too, would mean either of two things."""
+    for ask in (float, int, bool, "{:.3f}".format):
+        with pytest.raises(ShapeError, match=r"needs a tensor with one element, got shape \(2, 3\)"):
+            ask(leaf(2, 3))
+
+
+def test_repr_is_short() -> None:
+    """The numbers where they can be read, else what they are."""
+    assert repr(Tensor([1.0, 2.0])) == "Tensor(array([1., 2.], dtype=float32))"
+    large = Tensor(np.zeros((64, 3, 32, 32), "float32"), requires_grad=True)
+    assert repr(large) == "Tensor(float32 (64, 3, 32, 32), requires_grad=True)"
+    assert repr(large * 2.0) == "Tensor(float32 (64, 3, 32, 32), from multiply)"
 
 
 # ---- Copies ----

@@ -246,10 +246,11 @@ def test_an_op_of_the_model_itself_and_of_a_layer_without_a_path() -> None:
     class Held(nn.Module):
         def __init__(self) -> None:
             self.bias = nn.Parameter(np.float32([NAN]))
-            self.hidden = [nn.Sequential(nn.ReLU())]  # a walk does not enter lists
+            hidden = nn.Sequential(nn.ReLU())
+            self.hidden = lambda x: hidden(x)  # a walk does not enter closures
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.hidden[0](x) + self.bias
+            return self.hidden(x) + self.bias
 
     model = nn.Sequential(Held())
     with pytest.raises(NonFiniteError, match=r"^0: add \(forward\).*0\.bias"), watch(model):

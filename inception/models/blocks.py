@@ -236,7 +236,7 @@ class Residual(nn.Module):
         y = x + self.up(self.branches(x)) * self.scale
         return ops.relu(y) if self.relu else y
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"scale={self.scale}{'' if self.relu else ', relu=False'}"
 
 

@@ -157,6 +157,9 @@ class GraphedStep:
         training.optimizer.renew(**training.rates())
         if training.average is not None:
             training.average.renew(training.step)
+        for tensor, _, trained in self.arrays:
+            if not trained:  # the replay moves running statistics; the optimizer counts its own changes
+                tensor.changed("a replayed step")
         training.sums.count(len(self.batch.labels))
         for together, _ in self.launches:
             together.upload()

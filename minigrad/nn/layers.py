@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -48,7 +48,7 @@ class Conv2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, groups=self.groups)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         o, i, kh, kw = self.weight.shape
         options = f"{f', groups={self.groups}' * (self.groups > 1)}{', bias=False' * (self.bias is None)}"
         return f"{i * self.groups} → {o}, {kh}×{kw}, stride={self.stride}, padding={self.padding}{options}"
@@ -66,7 +66,7 @@ class Linear(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} → {self.weight.shape[0]}{'' if self.bias is not None else ', bias=False'}"
 
 
@@ -88,7 +88,7 @@ class BatchNorm2d(Module):
         self.gamma.data[...], self.beta.data[...] = 1, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.batch_norm(
+        y = ops.batch_norm(
             x,
             self.gamma,
             self.beta,
@@ -99,24 +99,43 @@ class BatchNorm2d(Module):
             eps=self.eps,
             relu=self.relu,
         )
+        self.count_moves()
+        return y
 
-    def describe(self) -> str:
+    def count_moves(self) -> None:
+        """Count the change of the running statistics by a forward pass, if it was one in training."""
+        if self.training:
+            self.running_mean.changed("a forward pass in training")
+            self.running_var.changed("a forward pass in training")
+
+    def extra_repr(self) -> str:
         return f"{self.gamma.shape[0]}, eps={self.eps}, momentum={self.momentum}{', relu=True' if self.relu else ''}"
 
 
 class ConvNormReLU(Module):
-    """Convolution, batch norm and ReLU as one: see ops.conv_bn_relu.
+    """Convolution, batch norm and ReLU as one: batchnorm(conv(x)), by ops.conv_bn_relu where that applies.
 
-    Its children `conv` and `batchnorm` (which has relu=True) work alone, too.
+    Its children `conv` and `batchnorm`, which has the ReLU, work alone, too. Raises MinigradError if it has none.
     """
 
     def __init__(self, conv: Conv2d, batchnorm: BatchNorm2d):
+        if not batchnorm.relu:
+            raise MinigradError(
+                "ConvNormReLU takes its ReLU from the batch norm: give it BatchNorm2d(…, relu=True), or use "
+                "Sequential(conv, batchnorm) without a ReLU"
+            )
         self.conv, self.batchnorm = conv, batchnorm
 
     @property
+    def is_plain(self) -> bool:
+        """Whether ops.conv_bn_relu computes what the children do: a child may have been replaced, or changed."""
+        kinds = type(self.conv).forward is Conv2d.forward and type(self.batchnorm).forward is BatchNorm2d.forward
+        return kinds and self.batchnorm.relu and self.conv.groups == 1
+
+    @property
     def is_pointwise(self) -> bool:
-        """Whether the convolution is 1×1 with stride 1."""
-        return self.conv.kernel_size == self.conv.stride == (1, 1)
+        """Whether it is plain, and its convolution 1×1 with stride 1."""
+        return self.is_plain and self.conv.kernel_size == self.conv.stride == (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return together(x, self)[0]
@@ -125,30 +144,25 @@ class ConvNormReLU(Module):
 def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
     """The results of units that see the same input: computed at once where they differ in their filters alone.
 
-    Filters do not know of each other, so the results are those of each alone, but for rounding (and filters that are
-    many only together may go Winograd's way).
+    Each filter's result is independent of the others, so only rounding changes. A joined bank may be large enough for
+    Winograd's method where a single one is not.
     """
+    if not all(unit.is_plain for unit in units):
+        return _one_by_one(x, units)
     conv, norm = units[0].conv, units[0].batchnorm
     kinds = {
-        (u.conv.kernel_size, u.conv.stride, u.conv.padding, u.conv.bias is None, u.batchnorm.eps, u.batchnorm.momentum)
+        (u.conv.kernel_size, u.conv.stride, u.conv.padding, u.conv.bias is None,
+         u.batchnorm.eps, u.batchnorm.momentum, u.batchnorm.training)
         for u in units
-    }
-    modes = {u.batchnorm.training for u in units}
-    alone = len(units) == 1
-    if len(kinds) + len(modes) > 2:
-        return [unit(x) for unit in units]
+    }  # fmt: skip
     parts = [
         ops.ConvNorm(u.conv.weight, u.conv.bias, u.batchnorm.gamma, u.batchnorm.beta,
                      u.batchnorm.running_mean.data, u.batchnorm.running_var.data)
         for u in units
     ]  # fmt: skip
-    one_op = all(unit.conv.groups == 1 for unit in units)
-    if not norm.training:  # the op has no gradient then
-        one_op &= not any(
-            tensor is not None and tensor.needs_grad for tensor in (x, *(p for u in parts for p in u[:4]))
-        )
-    if not one_op:
-        return [unit.batchnorm(unit.conv(x)) for unit in units]
+    wanted = any(t is not None and t.needs_grad for t in (x, *(p for u in parts for p in u[:4])))
+    if len(kinds) > 1 or (wanted and not norm.training):  # the op has no gradient in evaluation
+        return _one_by_one(x, units)
     watching, events = watcher.get(), []
     token = watcher.set(lambda *event: events.append(event))
     try:
@@ -162,13 +176,19 @@ def together(x: Tensor, *units: ConvNormReLU) -> list[Tensor]:
             eps=norm.eps,
         )
     except MinigradError:  # one by one they say which of them it is
-        return [unit.batchnorm(unit.conv(x)) if alone else unit(x) for unit in units]
+        return _one_by_one(x, units)
     finally:
         watcher.reset(token)
+    for unit in units:
+        unit.batchnorm.count_moves()
     if watching is not None:
-        with nullcontext() if alone else units[0].called(*units[1:]):
+        with nullcontext() if len(units) == 1 else units[0].called(*units[1:]):
             watching(*events[0])
     return results
+
+
+def _one_by_one(x: Tensor, units: Sequence[ConvNormReLU]) -> list[Tensor]:
+    return [unit.batchnorm(unit.conv(x)) if len(units) == 1 else unit(x) for unit in units]
 
 
 class LocalResponseNorm(Module):
@@ -180,7 +200,7 @@ class LocalResponseNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
@@ -194,7 +214,7 @@ class MaxPool2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}{', ceil' if self.ceil_mode else ''}"
 
 
@@ -218,7 +238,7 @@ class AvgPool2d(Module):
         options = {"ceil_mode": self.ceil_mode, "count_padding": self.count_padding}
         return ops.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **options)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         counted = "" if self.count_padding else ", count_padding=False"
         ceil = ", ceil" if self.ceil_mode else ""
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}{ceil}{counted}"
@@ -233,7 +253,7 @@ class AdaptiveAvgPool2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.adaptive_avg_pool2d(x, self.output_size)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"{self.output_size}"
 
 
@@ -255,17 +275,16 @@ class Dropout(Module):
     """Drop values with probability p in training, pass everything on in evaluation: see ops.dropout.
 
     `model.set_key` hands every dropout layer its random numbers for a step. A layer that never got a key draws
-    from a stream of its own (numbered by the order of construction), a new mask at every call.
+    from a stream of its own (numbered by the order of construction), a new mask at every call. With a key, a layer that
+    is used twice drops the same values in both uses.
     """
-
-    _made = itertools.count()
 
     def __init__(self, p: float):
         check_probability(p)
         self.p = p
         self.key: Key | None = None
         self.rows: Array | None = None
-        self._own_key, self._calls = Key(0).fold("dropout", next(self._made)), 0
+        self._own_key, self._calls = next_key("dropout"), 0
 
     def take_key(self, key: Key, rows: Array | None) -> None:
         self.key, self.rows = key, rows
@@ -279,7 +298,7 @@ class Dropout(Module):
             self._calls += 1
         return ops.dropout(x, self.p, key, rows=self.rows)
 
-    def describe(self) -> str:
+    def extra_repr(self) -> str:
         return f"p={self.p}"
 
 

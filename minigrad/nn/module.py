@@ -1,8 +1,8 @@
 """Module: something with parameters that is called with tensors.
 
-There is no registry. A module finds its parameters, buffers and children by walking its own attributes in the
-order in which they were set; in this project that is the order of the paper, of the state dict and of the
-optimizer.
+There is no registry. A module finds its parameters, buffers and children by walking its own attributes, and the lists,
+tuples and dicts among them, in the order in which they were set; in this project that is the order of the paper, of
+the state dict and of the optimizer. A layer that is used twice is one layer, with one set of parameters.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class CallObserver(Protocol):
     def enter(self, *modules: Module) -> None: ...
     def leave(self, *modules: Module) -> None: ...
 
+
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # the types of most attributes
 
 observer: ContextVar[CallObserver | None] = ContextVar("observer", default=None)
 
@@ -81,7 +83,7 @@ class Module:
         """Every module that an error passes through looks up, in its own terms, the path of the innermost one."""
         origin = error.__dict__.setdefault("raised_in", self)
         path = next((path for path, module in self.named_modules() if module is origin), None)
-        if path is None:  # held in a list or a closure, which a walk does not enter: keep what is known
+        if path is None:  # held where a walk does not enter, as in a closure: keep what is known
             return
         if isinstance(error, MinigradError):
             error.layer_path = path
@@ -95,23 +97,55 @@ class Module:
 
     # --- walking the tree
 
+    def members(self, *kinds: type) -> list[tuple[str, Any]]:
+        """(name, value) of each attribute of these kinds, and of those in lists, tuples and dicts, as "layers.0"."""
+        found: list[tuple[str, Any]] = []
+        _look_into(vars(self), "", kinds, found, ())
+        return found
+
     def children(self) -> Iterator[tuple[str, Module]]:
-        """(name, module) of each direct child, in the order of definition."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+        """(name, module) of each direct child, in the order of definition: twice if it has two names."""
+        return iter(self.members(Module))
+
+    def _walk(self, path: str, *kinds: type) -> Iterator[tuple[str, Module, list[tuple[str, Any]]]]:
+        """(path, module, its members of these kinds) of this module and all below it, each once."""
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [(path, self)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                members = module.members(Module, *kinds)
+                yield path, module, members
+                stack += [(f"{path}.{n}" if path else n, m) for n, m in reversed(members) if isinstance(m, Module)]
 
     def named_modules(self, path: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of this module (path "") and all below it, in the order of definition."""
-        yield path, self
-        for name, child in self.children():
-            yield from child.named_modules(f"{path}.{name}" if path else name)
+        """(path, module) of this module (path "") and all below it, in the order of definition, each once: a layer that
+        is used twice has its first path, and one that keeps its parent makes no circle."""
+        return ((path, module) for path, module, _ in self._walk(path))
 
     def _named(self, kind: type, but_not: type | tuple[()] = ()) -> Iterator[tuple[str, Any]]:
-        for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, kind) and not isinstance(value, but_not):
+        seen: set[int] = set()
+        for path, _, members in self._walk("", kind):
+            for name, value in members:
+                if isinstance(value, kind) and not isinstance(value, but_not) and id(value) not in seen:
+                    seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
+
+    def _state(self) -> dict[str, Tensor]:
+        """path -> tensor of all that belongs to the state."""
+        named = list(self._named(Tensor))
+        if len(state := dict(named)) < len(named):
+            twice = next(name for name, tensor in named if state[name] is not tensor)
+            raise StateError(f"two tensors of this {type(self).__name__} have the name {twice!r}: rename an attribute")
+        return state
+
+    def _find(self, path: str) -> Tensor | None:
+        """The tensor of this path, the second path of a shared layer too; None if there is none."""
+        for name, child in self.children():
+            if path.startswith(f"{name}.") and (found := child._find(path[len(name) + 1 :])) is not None:
+                return found
+        return dict(self.members(Tensor)).get(path)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, parameter) of all that is trained, in the order of definition."""
@@ -145,6 +179,7 @@ class Module:
             module.frozen = True
         for parameter in self.parameters():
             parameter.requires_grad = False
+            parameter.grad = None
         return self.eval()
 
     def set_key(self, key: Key, rows: Array | None = None) -> None:
@@ -169,35 +204,49 @@ class Module:
     # --- state
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """path -> host array (a copy) of every parameter and buffer."""
-        wanted = dict(self._named(Tensor))
-        return {path: np.array(to_host(tensor.data), order="C") for path, tensor in wanted.items()}
+        """path -> host array (a copy) of every parameter and buffer. What is shared has its first path alone."""
+        return {path: np.array(to_host(tensor.data), order="C") for path, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Overwrite every parameter and buffer, in place.
+        """Overwrite every parameter and buffer, in place. What is shared may have any of its paths, or several.
 
-        Raises StateError that lists all missing, unexpected and misshapen entries; nothing is changed then.
+        Raises StateError that lists all missing, unexpected, misshapen or conflicting entries; nothing is changed then.
         """
         if not isinstance(state, Mapping):
             kind = type(state).__name__
             raise StateError(f"load_state_dict wants names with arrays, as state_dict() returns them, got {kind}")
-        mine = dict(self._named(Tensor))
-        missing = [name for name in mine if name not in state]
-        unexpected = [name for name in state if name not in mine]
+        mine = self._state()
+        found = {name: mine[name] if name in mine else self._find(str(name)) for name in state}
+        names = {id(tensor): name for name, tensor in found.items() if tensor is not None}  # of a shared one the last
         misshapen = [
             f"{name} has {tuple(np.shape(state[name]))}, the model wants {tensor.shape}"
-            for name, tensor in mine.items()
-            if name in state and np.shape(state[name]) != tensor.shape
+            for name, tensor in found.items()
+            if tensor is not None and np.shape(state[name]) != tensor.shape
         ]
-        problems = differences({"missing": missing, "unexpected": unexpected, "of another shape": misshapen})
-        if problems:
-            raise StateError(f"these weights are not those of this {type(self).__name__}: {problems}")
+        problems = {
+            "missing": [name for name, tensor in mine.items() if id(tensor) not in names],
+            "unexpected": [name for name, tensor in found.items() if tensor is None],
+            "of another shape": misshapen,
+        }
+        self._refuse(problems)
         try:
-            arrays = {name: np.asarray(state[name], dtype=tensor.dtype) for name, tensor in mine.items()}
+            arrays = {name: np.asarray(state[name], dtype=t.dtype) for name, t in found.items() if t is not None}
         except (TypeError, ValueError) as error:
             raise StateError(f"these weights hold something that is not a number: {error}") from None
-        for name, tensor in mine.items():
-            tensor.data[...] = array_module(tensor.data).asarray(arrays[name])
+        last = {name: names[id(tensor)] for name, tensor in found.items()}
+        conflicts = [
+            f"{name} and {other} are one tensor, but differ"
+            for name, other in last.items()
+            if name != other and not np.array_equal(arrays[name], arrays[other], equal_nan=True)
+        ]
+        self._refuse({"in conflict": conflicts})
+        for tensor in mine.values():
+            tensor.data[...] = array_module(tensor.data).asarray(arrays[names[id(tensor)]])
+            tensor.changed("load_state_dict()")
+
+    def _refuse(self, problems: Mapping[str, list[str]]) -> None:
+        if any(problems.values()):
+            raise StateError(f"these weights are not those of this {type(self).__name__}: {differences(problems)}")
 
     def to(self, name: str) -> Module:
         """Move every parameter and buffer to a backend, "numpy" or "cupy"; gradients are forgotten. Returns the module.
@@ -222,14 +271,33 @@ class Module:
         return self
 
     def __repr__(self) -> str:
-        options = self.describe()
-        lines = [f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children()]
-        body = "".join(f"\n  {line}" for line in lines)
-        return f"{type(self).__name__}({options}{body}{chr(10) if body else ''})"
+        return self._text(set())
 
-    def describe(self) -> str:
+    def _text(self, seen: set[int]) -> str:
+        """The options and the children; of a module that has been shown already the type alone."""
+        if id(self) in seen:
+            return f"{type(self).__name__}(as above)"
+        seen.add(id(self))
+        lines = [f"{name}: {child._text(seen)}".replace("\n", "\n  ") for name, child in self.children()]
+        body = "".join(f"\n  {line}" for line in lines)
+        return f"{type(self).__name__}({self.extra_repr()}{body}{chr(10) if body else ''})"
+
+    def extra_repr(self) -> str:
         """The options of this layer, as they stand in its repr."""
         return ""
+
+
+def _look_into(
+    container: Any, path: str, kinds: tuple[type, ...], found: list[tuple[str, Any]], around: tuple[Any, ...]
+) -> None:
+    """Add (path, value) of all of these kinds that a container holds, at any depth."""
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if type(value) in _PLAIN:
+            continue
+        if isinstance(value, kinds):
+            found.append((f"{path}{key}", value))
+        elif isinstance(value, (list, tuple, dict)) and not any(value is outer for outer in around):  # no circle
+            _look_into(value, f"{path}{key}.", kinds, found, (*around, value))
 
 
 def new_parameter(shape: tuple[int, ...], dtype: Any = np.float32) -> Parameter:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
+from minigrad.graph import grad_enabled, no_grad
 from minigrad.layout import Array
-from minigrad.tensor import Tensor, grad_enabled, no_grad, record
+from minigrad.tensor import Tensor, record
 
 if TYPE_CHECKING:
     from minigrad.nn.module import Module
@@ -34,7 +35,7 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
 
     def backward(dy: Array) -> list[Array | None]:
         now = [(layer, layer.attributes()) for layer, _ in first]
-        buffers = [(tensor.data, tensor.data.copy()) for _, tensor in module.named_buffers()]
+        before = [(tensor, tensor.version, tensor.data.copy()) for _, tensor in module.named_buffers()]
         again = Tensor(data, requires_grad=needs_dx)
         try:
             for layer, attributes in first:
@@ -44,9 +45,13 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
         finally:
             for layer, attributes in now:
                 vars(layer).update(attributes)
-            for array, before in buffers:
-                array[...] = before
+            for tensor, version, values in before:
+                tensor.data[...] = values
+                if tensor.version != version:
+                    tensor.changed("putting it back after recomputation")
         return [again.grad, *(None for _ in parameters)]
 
     parameters = list(module.parameters())
-    return record("recompute", y.data, (x, *parameters), backward)
+    # Layers in evaluation read their buffers too: running statistics.
+    read = [tensor for layer, _ in first if not layer.training for _, tensor in layer.members(Tensor)]
+    return record("recompute", y.data, (x, *parameters), backward, kept=(x, *parameters, *read))

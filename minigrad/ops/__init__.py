@@ -10,7 +10,7 @@ gradcheck and a line in the tables of tests/test_ops.py, which see that it refus
 memory. A layer for it goes to nn/layers.py, its ONNX form to inception/export.py. examples/own_op.py is the short way.
 """
 
-from minigrad.ops.activation import dropout, log_softmax, relu, softmax
+from minigrad.ops.activation import dropout, log_softmax, maximum, relu, sigmoid, softmax, tanh
 from minigrad.ops.conv import ConvNorm, conv2d, conv_bn_relu
 from minigrad.ops.dense import concat, linear
 from minigrad.ops.loss import cross_entropy
@@ -32,6 +32,9 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "max_pool2d",
+    "maximum",
     "relu",
+    "sigmoid",
     "softmax",
+    "tanh",
 ]

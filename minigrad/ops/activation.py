@@ -18,7 +18,42 @@ def relu(x: Tensor) -> Tensor:
     check_alike("relu", x)
     xp = array_module(x.data)
     y = elementwise(lambda a, **out: xp.maximum(a, 0, **out), x.data)
-    return record("relu", y, (x,), lambda dy: elementwise(xp.multiply, dy, y > 0))
+    return record("relu", y, (x,), lambda dy: elementwise(xp.multiply, dy, y > 0), kept=())
+
+
+def tanh(x: Tensor) -> Tensor:
+    """(e^x − e^−x) / (e^x + e^−x), element by element. Its gradient is dy · (1 − y²). Saves y."""
+    check_alike("tanh", x)
+    xp = array_module(x.data)
+    y = elementwise(xp.tanh, x.data)
+    return record("tanh", y, (x,), lambda dy: elementwise(xp.multiply, dy, 1 - y * y), kept=())
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^−x), element by element. Its gradient is dy · y · (1 − y). Saves y."""
+    check_alike("sigmoid", x)
+    xp = array_module(x.data)
+    # By tanh(x / 2), which does not overflow.
+    y = elementwise(lambda a, **out: xp.multiply(0.5, 1 + xp.tanh(0.5 * a), **out), x.data)
+    return record("sigmoid", y, (x,), lambda dy: elementwise(xp.multiply, dy, y * (1 - y)), kept=())
+
+
+def maximum(x: Tensor, axis: int = -1) -> Tensor:
+    """The largest element along an axis, which goes. The first of equal ones gets the gradient.
+
+    x        any shape, for example (N, K)
+    returns  the shape without the axis, (N,)
+    saves    which elements those are, a byte for each of x
+    raises   ShapeError if there is no such axis, or nothing along it
+    """
+    check_alike("maximum", x)
+    if not -x.ndim <= axis < x.ndim or x.size == 0:
+        raise ShapeError(f"maximum along axis {axis} of a tensor of shape {x.shape}: there is no such axis, or nothing")
+    xp, axis = array_module(x.data), axis % x.ndim
+    numbers = xp.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    largest = numbers == xp.expand_dims(x.data.argmax(axis=axis), axis)
+    y = x.data.max(axis=axis)
+    return record("maximum", y, (x,), lambda dy: elementwise(xp.multiply, xp.expand_dims(dy, axis), largest), kept=())
 
 
 def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tensor:
@@ -41,7 +76,7 @@ def dropout(x: Tensor, p: float, key: Key, *, rows: Array | None = None) -> Tens
     if p == 0 or x.size == 0:
         return x
     k = kernels(x.data)
-    return record("dropout", k.dropout(x.data, p, key, rows), (x,), lambda dy: k.dropout(dy, p, key, rows))
+    return record("dropout", k.dropout(x.data, p, key, rows), (x,), lambda dy: k.dropout(dy, p, key, rows), kept=())
 
 
 def check_probability(p: float) -> None:
@@ -65,7 +100,7 @@ def softmax(x: Tensor) -> Tensor:
     xp = array_module(x.data)
     y = xp.exp(x.data - x.data.max(axis=-1, keepdims=True))
     y /= y.sum(axis=-1, keepdims=True)
-    return record("softmax", y, (x,), lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True)))
+    return record("softmax", y, (x,), lambda dy: y * (dy - (dy * y).sum(axis=-1, keepdims=True)), kept=())
 
 
 def log_softmax(x: Tensor) -> Tensor:
@@ -77,4 +112,4 @@ def log_softmax(x: Tensor) -> Tensor:
     xp = array_module(x.data)
     y = x.data - x.data.max(axis=-1, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
-    return record("log_softmax", y, (x,), lambda dy: dy - xp.exp(y) * dy.sum(axis=-1, keepdims=True))
+    return record("log_softmax", y, (x,), lambda dy: dy - xp.exp(y) * dy.sum(axis=-1, keepdims=True), kept=())

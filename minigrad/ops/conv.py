@@ -54,7 +54,8 @@ def conv2d(
         return k.conv2d_backward(dy, images_in, filters, window, needs_dx, needs_dw, with_bias)
 
     multiply_adds = y.size * filters[0].size
-    return record("conv2d", y, (x, weight, bias), backward, multiply_adds=multiply_adds)
+    kept = (x if needs_dw else None, weight if needs_dx else None)
+    return record("conv2d", y, (x, weight, bias), backward, kept=kept, multiply_adds=multiply_adds)
 
 
 def _by_groups(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: Size, padding: Size) -> Tensor:
@@ -160,8 +161,16 @@ def conv_bn_relu(
         gradients = (dw, db, dgamma, dbeta)
         return [dx, *(None if whole is None else whole[part] for part in parts for whole in gradients)]
 
+    kept = [x, *(unit.weight for unit in units)]
+    if len(units) == 1:  # else gamma and beta have been copied
+        kept += [units[0].gamma, units[0].beta]
     return record_parts(
-        "conv_bn_relu", [z[:, part] for part in parts], (x, *parameters), backward, multiply_adds=_costs(z, units)
+        "conv_bn_relu",
+        [z[:, part] for part in parts],
+        (x, *parameters),
+        backward,
+        kept=kept,
+        multiply_adds=_costs(z, units),
     )
 
 

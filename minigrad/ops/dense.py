@@ -30,16 +30,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ShapeError(f"linear got an empty input {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"linear got a bias of shape {bias.shape} for {weight.shape[0]} outputs")
-    rows, filters, needs_dx = _as_images(x.data), _as_images(weight.data), x.needs_grad
+    rows, filters, needs_dx, with_bias = _as_images(x.data), _as_images(weight.data), x.needs_grad, bias is not None
     k, window = kernels(x.data), Window.of((1, 1), 1)
     y = k.conv2d(rows, filters, None if bias is None else bias.data, window)[:, :, 0, 0]
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
         upstream = _as_images(dy)
-        dx, dw, db = k.conv2d_backward(upstream, rows, filters, window, needs_dx, True, bias is not None)
+        dx, dw, db = k.conv2d_backward(upstream, rows, filters, window, needs_dx, True, with_bias)
         return None if dx is None else dx[:, :, 0, 0], dw[:, :, 0, 0], db
 
-    return record("linear", y, (x, weight, bias), backward, multiply_adds=y.size * x.shape[1])
+    kept = (x, weight if needs_dx else None)
+    return record("linear", y, (x, weight, bias), backward, kept=kept, multiply_adds=y.size * x.shape[1])
 
 
 def _as_images(matrix: Array) -> Array:
@@ -73,4 +74,4 @@ def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:
     def backward(dy: Array) -> list[Array]:
         return [dy[(*before, slice(end - s[axis], end))] for s, end in zip(shapes, ends, strict=True)]
 
-    return record("concat", y, tensors, backward)
+    return record("concat", y, tensors, backward, kept=())

@@ -40,7 +40,7 @@ def cross_entropy(logits: Tensor, labels: Array, *, label_smoothing: float = 0.0
     n, classes = logits.shape
     check_labels(labels, classes)
     losses, dlogits = kernels(logits.data).cross_entropy(logits.data, labels, label_smoothing)
-    return record("cross_entropy", losses.mean(), (logits,), lambda dy: dlogits * (dy / n))
+    return record("cross_entropy", losses.mean(), (logits,), lambda dy: dlogits * (dy / n), kept=())
 
 
 def check_labels(labels: Array, classes: int) -> None:

@@ -53,9 +53,9 @@ def max_pool2d(
         raise ShapeError(f"max_pool2d takes kernels up to 127×127, got {window.kernel}")
     k = kernels(x.data)
     if not x.needs_grad:
-        return record("max_pool2d", k.max_pool(x.data, window), (x,), lambda dy: None)
+        return record("max_pool2d", k.max_pool(x.data, window), (x,), lambda dy: None, kept=())
     y, winners = k.max_pool_winners(x.data, window)
-    return record("max_pool2d", y, (x,), lambda dy: k.max_pool_dx(dy, winners, window))
+    return record("max_pool2d", y, (x,), lambda dy: k.max_pool_dx(dy, winners, window), kept=())
 
 
 def avg_pool2d(
@@ -80,7 +80,7 @@ def avg_pool2d(
     window = pooling_window("avg_pool2d", x, kernel_size, stride, padding, ceil_mode)
     k = kernels(x.data)
     y = k.avg_pool(x.data, window, count_padding)
-    return record("avg_pool2d", y, (x,), lambda dy: k.avg_pool_dx(dy, window, count_padding))
+    return record("avg_pool2d", y, (x,), lambda dy: k.avg_pool_dx(dy, window, count_padding), kept=())
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int, int]) -> Tensor:
@@ -109,7 +109,7 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int, int]) -> Tensor
         return result
 
     y = product(a, x.data, (oh, ow))
-    return record("adaptive_avg_pool2d", y, (x,), lambda dy: product(a.T, dy, (h, w)))
+    return record("adaptive_avg_pool2d", y, (x,), lambda dy: product(a.T, dy, (h, w)), kept=())
 
 
 def _adaptive_weights(xp, size: int, cells: int, dtype) -> Array:  # type: ignore[no-untyped-def]
