@@ -18,8 +18,8 @@ from subject import told
 
 from inception.data import load_shapes, mean_and_std, normalise
 from inception.models import create_model, form_of, list_models
+from inception.report import drawing
 from inception.training import to_tensor
-from inception.training.report import drawing
 from minigrad import ops
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError

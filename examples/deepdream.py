@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from subject import Subject, parser, subject, told
 
-from inception.training.report import drawing
+from inception.report import drawing
 from minigrad import Tensor
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError, no_such

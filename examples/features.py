@@ -15,7 +15,7 @@ import numpy as np
 from subject import Subject, parser, subject, told
 
 from inception.models import create_model
-from inception.training.report import drawing
+from inception.report import drawing
 from minigrad import Tensor, nn, no_grad, ops
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError, no_such

@@ -23,8 +23,8 @@ from subject import check_classes, told
 
 from inception.data import load_shapes, mean_and_std, normalise, open_data
 from inception.models import create_model, list_models
+from inception.report import drawing
 from inception.training import to_tensor
-from inception.training.report import drawing
 from inception.weights import find_weights, load_model
 from minigrad import Tensor, nn, ops
 from minigrad.backend import to_host

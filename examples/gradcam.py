@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from subject import parser, subject, told
 
-from inception.training.report import drawing
+from inception.report import drawing
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import to_host
 from minigrad.errors import MinigradError

@@ -18,8 +18,8 @@ from subject import near_chance, told
 
 from inception.data import Dataset, Loader, load_shapes, mean_and_std
 from inception.models import ConvBlock, InceptionBlock, NaiveInceptionBlock
+from inception.report import drawing, matplotlib_
 from inception.training import RECIPES, Epoch, Training
-from inception.training.report import drawing, matplotlib_
 from minigrad import nn, summary
 from minigrad.nn import Module
 from minigrad.random import seeded

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inception.data import Loader, Preprocessing, load_shapes, normalise, open_data
+from inception.report import matplotlib_
 from inception.training import evaluate, to_tensor
-from inception.training.report import matplotlib_
 from inception.weights import find_weights, load_model
 from minigrad import Tensor
 from minigrad.errors import MinigradError

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # Ctrl-C while the imports run, which take a second: nothing has begun that could be lost
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(130)))
+
+import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from itertools import count
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
 
 import minigrad
+from inception.commands.line import EXIT_CODES, FORMAT, Parser, add_machine, run_command
+from inception.commands.train import add_train
 from inception.console import say, warn
 from inception.data import DataError, Loader, Preprocessing, check_preparation, find_pictures, open_data
 from inception.data.pictures import SUFFIXES as PICTURES
+from inception.evaluate import tally, to_tensor
 from inception.export import export_onnx
 from inception.files import FileError, check_place, open_file, parse_json
 from inception.models import compare, create_model, googlenet, list_models
-from inception.training import RECIPES, Recipe, Run, Stopped, open_checkpoint, resumed, run, tally, to_tensor
 from inception.training.log import as_json
+from inception.training.options import DATA
 from inception.weights import (
     WeightsError,
     are_weights,
@@ -36,193 +41,20 @@ from inception.weights import (
     shipped,
 )
 from minigrad import no_grad, ops
-from minigrad.backend import BACKENDS, PRECISIONS, backend, memory_report, to_host
-from minigrad.errors import MinigradError, did_you_mean, no_such
+from minigrad.backend import to_host
+from minigrad.errors import MinigradError, no_such
 from minigrad.watch import columns
-
-_EXIT_CODES = """exit codes:
-  0    done
-  1    an error, told in one sentence on standard error; predict: also if one of the pictures could not be read
-  2    the command line cannot be understood
-  130  stopped by Ctrl-C (SIGINT), 143 by SIGTERM: training is saved, and the last line says how to go on
-"""
-
-_TRAIN = """Train a network, and write its weights, log and checkpoints.
-
-examples:
-  python -m inception train                                    built-in shapes, one pass, minutes
-  python -m inception train --data cifar10                     downloaded once, or --data DIR, unpacked there
-  python -m inception train --data cifar10 --recipe cifar_fast --epochs 16 --cutout 8
-  python -m inception train --data DIR --size 96               your pictures: DIR/train/CLASS/… and DIR/test/CLASS/…
-  python -m inception train --resume runs/shapes-googlenet_small   go on, bit for bit, where it was stopped
-
-In the run's directory (--out):
-  log.jsonl, log.csv   one row an epoch
-  checkpoint-….npz     the last of them, after every epoch and every --save-every steps; best.npz the best
-  weights.npz          at the end, for evaluate and predict
-"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m inception") -> int:
     """Run one command and return its exit code."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # names and bars, where the output is not in UTF-8
-    args = vars(_parser(prog).parse_args(argv))
-    command = args.pop("command")
-    try:
-        name, device = args.pop("backend", None), args.pop("device", None)
-        if name is not None or device is not None:
-            minigrad.set_backend(name or os.environ.get("MINIGRAD_BACKEND", "numpy"), device)
-        if precision := args.pop("precision", None):
-            minigrad.set_precision(precision)
-        backend()  # what the environment says is wrong is told here, not in the middle of something
-        if (threads := args.pop("threads", None)) is not None:
-            minigrad.set_num_threads(threads)
-        with np.errstate(all="ignore"):  # what is not finite is told in a sentence, not in NumPy's warnings
-            code = int(command(**args))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever reads has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        return 0
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signal
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (MinigradError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except Exception as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # CuPy's
-            raise
-        print(f"error: out of memory ({error}; {memory_report()}): {_cheaper(command, args)}", file=sys.stderr)
-    return 1
+    return run_command(_parser(prog), argv)
 
 
 def _at_least(option: str, value: int | None, least: int) -> None:
     """Raise MinigradError for a value that is too small; None is an option not given."""
     if value is not None and value < least:
         raise MinigradError(f"{option} must be at least {least}, got {value}")
-
-
-def _cheaper(command: Callable[..., int], args: dict[str, Any]) -> str:
-    """What to lower when the memory is not enough."""
-    if command in (_summary, _export):
-        return "lower --size"
-    graph = "try --no-graph, " if backend() == "cupy" and args.get("graph") is not False else ""
-    if "resume" in args:
-        again = f"{graph}go on with --resume when more is free, or train anew with a lower --batch-size"
-        return f"nothing saved is lost; {again}"
-    if command is _train:
-        smaller = "choose a smaller network, or set `recompute` of its modules in a program"
-        return f"{graph}lower --batch-size or --width, {smaller}"
-    return "lower --batch-size" if "batch_size" in args else "choose a smaller network"
-
-
-# ---- train ----
-
-
-def _train(resume: Path | None = None, **given: Any) -> int:
-    if resume is not None:
-        named = RECIPES[given.pop("recipe")].to_json() if "recipe" in given else {}
-        checkpoint = open_checkpoint(resume)
-        run(resumed(checkpoint, named | given), checkpoint)
-        return 0
-    data = given.setdefault("data", "shapes")
-    recipe = RECIPES[given.pop("recipe", "shapes" if data == "shapes" else "cifar_small")]
-    changes = {option.name: given.pop(option.name) for option in fields(Recipe) if option.name in given}
-    options = Run(**given, recipe=replace(recipe, **changes))
-    if options.out is None:
-        options = replace(options, out=_free_directory(f"{Path(data).resolve().stem}-{options.model}"))
-    run(options)
-    return 0
-
-
-def _free_directory(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, -3, … that holds nothing."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-
-
-def _add_train(commands: Any) -> None:
-    epilog = "\n".join([_recipe_table(), "", _EXIT_CODES])
-    parser = commands.add_parser("train", help="train a network", usage="%(prog)s [options]", description=_TRAIN,
-                                 epilog=epilog, **_FORMAT)  # fmt: skip
-    what = parser.add_argument_group("what to train on what")
-    what.add_argument("--data", metavar="DATA", help=f"{_DATA} (default: {Run.data})")
-    what.add_argument("--size", type=int, metavar="S", help=f"of the pictures in folders, pixels (default: {Run.size})")
-    what.add_argument("--model", choices=list_models(), metavar="MODEL",
-                      help=f"{', '.join(list_models())} (default: {Run.model})")  # fmt: skip
-    what.add_argument("--aux", dest="aux_logits", action=argparse.BooleanOptionalAction,
-                      help="with auxiliary heads (default: as the model was published)")  # fmt: skip
-    what.add_argument("--width", type=float, metavar="X",
-                      help=f"factor of all widths, 0.25 for a small network (default: {Run.width:g})")  # fmt: skip
-    what.add_argument("--validation", type=float, metavar="SHARE",
-                      help="of the training pictures, to evaluate on; the test pictures are then seen once, at the end "
-                      f"(default: {Run.validation:g}, evaluate on the test pictures)")  # fmt: skip
-    what.add_argument("--test-average", action="store_true",
-                      help="evaluate the averaged weights too after every epoch, not only after the last")  # fmt: skip
-
-    where = parser.add_argument_group("where it goes")
-    where.add_argument("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/DATA-MODEL)")
-    where.add_argument("--weights", type=Path, metavar="FILE", help="file to write (default: weights.npz in --out)")
-    where.add_argument("--resume", type=Path, metavar="DIR|FILE",
-                       help="go on from this checkpoint, or the newest of this directory, with its options; those that "
-                       "do not change the result may be given anew")  # fmt: skip
-    where.add_argument("--save-every", type=int, metavar="STEPS", help=f"(default: {Run.save_every})")
-    where.add_argument("--keep", type=int, metavar="N", help=f"last checkpoints to keep (default: {Run.keep})")
-    where.add_argument("--tensorboard", action="store_true", help="write TensorBoard events as well")
-    where.add_argument("--report", action=argparse.BooleanOptionalAction,
-                       help="draw curves and predictions at the end, with matplotlib (default: yes)")  # fmt: skip
-
-    _add_machine(parser, prefetch=True)
-    recipe = parser.add_argument_group(
-        "recipe",
-        "A named recipe (below), and what shall differ from it. In parentheses: the values of cifar_small.",
-    )
-    recipe.add_argument("--recipe", choices=list(RECIPES), help="(default: shapes for the shapes, else cifar_small)")
-    for option in fields(Recipe):
-        if option.name != "name":
-            recipe.add_argument(f"--{option.name.replace('_', '-')}", **_argument(option.default, option.metadata))
-    parser.set_defaults(command=_train)
-
-
-def _argument(default: Any, metadata: Any) -> dict[str, Any]:
-    """What argparse must know of an option of a recipe."""
-    help = f"{metadata['help']} ({_value(default)})"
-    if isinstance(default, bool):
-        return {"action": argparse.BooleanOptionalAction, "help": help}
-    if isinstance(default, str):
-        return {"choices": metadata["choices"], "help": help}
-    if isinstance(default, tuple):
-        return {"type": float, "nargs": "*", "action": _Tuple, "metavar": "X", "help": help}
-    return {"type": type(default), "metavar": "N" if isinstance(default, int) else "X", "help": help}
-
-
-class _Tuple(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
-def _recipe_table() -> str:
-    """Each recipe as the options in which it differs from the first."""
-    first, *others = RECIPES.values()
-    lines = [f"recipes, and where they differ from the values above, which are those of {first.name}:"]
-    for recipe in others:
-        values = ((option.name, getattr(recipe, option.name)) for option in fields(Recipe) if option.name != "name")
-        changed = [f"{name.replace('_', '-')} {_value(v)}" for name, v in values if v != getattr(first, name)]
-        lines.append(fill(f"{recipe.name}: {', '.join(changed)}", 100, initial_indent="  ", subsequent_indent="      ",
-                          break_on_hyphens=False))  # fmt: skip
-    return "\n".join(lines)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(f"{number:g}" for number in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---- evaluate ----
@@ -286,7 +118,7 @@ def _add_evaluate(commands: Any) -> None:
         help="a file of weights, whoever wrote it, a run's directory (its finished weights, else its best), the name "
         "of a shipped model, or an address to download from: https://…#sha256=DIGITS",
     )
-    parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{_DATA} (default: shapes)")
+    parser.add_argument("--data", default="shapes", metavar="DATA", help=f"{DATA} (default: shapes)")
     parser.add_argument("--split", choices=["test", "train"], default="test", help="(default: test)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     _add_foreign(parser)
@@ -560,70 +392,27 @@ def _add_summary(commands: Any) -> None:
 
 # ---- all of them ----
 
-_DATA = (
-    "shapes (drawn here), cifar10 or cifar100 (downloaded once), a directory with the batches of either, a directory "
-    "with train/CLASS/PICTURE and test/CLASS/PICTURE, or a file .npz with x_train, y_train, x_test, y_test"
-)
-
-_FORMAT: dict[str, Any] = {
-    "formatter_class": argparse.RawDescriptionHelpFormatter,
-    "argument_default": argparse.SUPPRESS,  # only what was given is passed on: the rest is the recipe's, or Run's
-    "allow_abbrev": False,
-}
-
 
 def _add_command(commands: Any, name: str, run: Callable[..., int], **texts: str) -> argparse.ArgumentParser:
     """A command whose arguments are handed to `run` by name."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, epilog=_EXIT_CODES, **texts, **_FORMAT)
-    _add_machine(parser)
+    parser: argparse.ArgumentParser = commands.add_parser(name, epilog=EXIT_CODES, **texts, **FORMAT)
+    add_machine(parser)
     parser.set_defaults(command=run, quiet=False, json=False)
+    if run in (_summary, _export):
+        parser.set_defaults(smaller=lambda given: "lower --size")
     return parser
 
 
-def _add_machine(parser: argparse.ArgumentParser, prefetch: bool = False) -> None:
-    group = parser.add_argument_group("machine and output")
-    group.add_argument("--backend", choices=BACKENDS, help="(default: MINIGRAD_BACKEND, or numpy)")
-    group.add_argument("--device", type=int, metavar="N", help="which GPU, from 0 (default: MINIGRAD_DEVICE, or 0)")
-    group.add_argument("--precision", choices=PRECISIONS,
-                       help="of products on a GPU; tf32 keeps three digits (default: MINIGRAD_PRECISION, "
-                       "or float32)")  # fmt: skip
-    group.add_argument("--threads", type=int, metavar="N", help="(default: MINIGRAD_NUM_THREADS, or all cores)")
-    if prefetch:
-        group.add_argument(
-            "--prefetch", type=int, metavar="N", help=f"batches to prepare ahead (default: {Run.prefetch})"
-        )
-        group.add_argument("--graph", action=argparse.BooleanOptionalAction,
-                           help="repeat the training step as one CUDA graph, for the same result in less of the host's "
-                           "time and more of the GPU's memory (default: on a GPU)")  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="no progress bar; train: nothing but errors")
-    group.add_argument("--json", action="store_true", help="print JSON, one object a line, and nothing else")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says of what is misspelt what may have been meant."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            option, options = unknown[0].partition("=")[0], self._option_string_actions
-            if option.startswith("-"):
-                self.error(f"there is no option {option}{did_you_mean(option, options) or ': see --help'}")
-            self.error(f"{option!r} belongs to no option: see --help")
-        return found, unknown
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            kind = str(action.metavar or action.dest).lower()
-            raise argparse.ArgumentError(action, no_such(kind, value, action.choices))
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=__doc__, epilog=_EXIT_CODES, **_FORMAT)
+    parser = Parser(prog=prog, description=__doc__, epilog=EXIT_CODES, **FORMAT)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_export, _add_summary, _add_compare):
+    for add in (add_train, _add_evaluate, _add_predict, _add_export, _add_summary, _add_compare):
         add(commands)
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter ends
+    sys.exit(code)

@@ -22,7 +22,7 @@ from test_training import Net
 from inception.data import Augment, Dataset, Loader, feed, mean_and_std, normalise
 from inception.data.feed import Feed, Resident, Uploaded, open_feed
 from inception.training import Recipe, evaluate, train
-from inception.training.loop import training_step
+from inception.training.step import training_step
 from minigrad import backend, optim
 from minigrad.backend import to_host
 from minigrad.random import Key, integers

@@ -103,62 +103,105 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- train_cifar.py ----
 
 
-def test_training_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
+def test_the_example_as_a_program_of_its_own(cifar: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs" / "w.npz"
-    options = ["--epochs", 1, "--batch-size", 16, "--weights", path, "--out", tmp_path / "run", "--no-report"]
-    outcome = run_alone("train_cifar.py", "--data", cifar, *options)
+    outcome = run_alone("train_cifar.py", "--data", cifar, "--epochs", 2, "--batch-size", 16, "--save", path)
     assert outcome.code == 0, outcome.err
-    lines = outcome.out.splitlines()
-    assert any("googlenet_small" in line and "10 classes" in line for line in lines)
-    assert any("35 pictures for training, 7 for evaluation" in line for line in lines)
-    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1"]
-    assert "test accuracy" in lines[-1]
-    assert str(path) in lines[-1]
+    first, *epochs, last = outcome.out.splitlines()
+    assert first.endswith(": 35 pictures of 10 classes, 4 steps")
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2"]
+    assert last == f"weights in {path}"
     _, about = load_model(path)
     assert about["classes"] == NAMES
     assert about["size"] == [32, 32]
 
 
-def test_training_quietly_with_all_options(program: Program, cifar: Path, tmp_path: Path) -> None:
+def test_the_examples_loop_takes_the_steps_of_the_command(program: Program, cifar: Path, tmp_path: Path) -> None:
+    """Shown in a page, and the same to the last bit: README's numbers are of either."""
+    options = ["--data", cifar, "--epochs", 2, "--batch-size", 16, "--threads", 1, "--quiet", "--save"]
+    assert program("train_cifar.py", *options, tmp_path / "example.npz") == (0, "", "")
+    assert main(["train", *map(str, options), str(tmp_path / "command.npz"), "--no-aux", "--no-report"]) == 0
+    (example, _), (command, _) = (load_weights(tmp_path / f"{name}.npz") for name in ("example", "command"))
+    assert example.keys() == command.keys()
+    assert [name for name in example if not np.array_equal(example[name], command[name])] == []
+
+
+def test_the_example_writes_over_nothing(program: Program, cifar: Path) -> None:
+    options = ["--data", cifar, "--epochs", 1, "--batch-size", 16]
+    for name in ("weights", "weights-2"):
+        outcome = program("train_cifar.py", *options)
+        assert outcome.out.splitlines()[-1] == f"weights in runs/{name}.npz"
+    before = Path("runs/weights.npz").read_bytes()
+    assert "exists already" in sentence(program("train_cifar.py", *options, "--save", "runs/weights.npz"))
+    assert Path("runs/weights.npz").read_bytes() == before
+
+
+def test_the_example_says_what_is_wrong_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path
+) -> None:
+    assert "nowhere" in sentence(program("train_cifar.py", "--data", "nowhere"))
+    assert "vgg16" in sentence(program("train_cifar.py", "--model", "vgg16", "--data", cifar))
+    assert "--epoch" in sentence(program("train_cifar.py", "--epoch", "3"))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "CuPy is not installed" in sentence(program("train_cifar.py", "--data", cifar, "--backend", "cupy"))
+
+
+# ---- python -m inception ----
+
+
+@pytest.fixture
+def inception(program: Program, capfd: pytest.CaptureFixture[str]) -> Program:
+    """Run a command of the command line here."""
+
+    def call(*arguments: Any) -> Outcome:
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code  # type: ignore[assignment]
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+def test_training_quietly_with_all_options(inception: Program, cifar: Path, tmp_path: Path) -> None:
     """Nothing is printed, and the file is at its default place, below the working directory."""
     write_python(tmp_path / "python")
     options = "--aux --width 0.5 --epochs 1 --batch-size 14 --lr 0.05 --seed 3 --validation 0.2 --backend numpy"
     options += " --threads 1 --quiet"
     data = tmp_path / "python"
-    assert program("train_cifar.py", "--data", data, "--no-report", *options.split()) == (0, "", "")
-    arrays, about = load_weights(Path("runs/weights.npz"))
+    assert inception("train", "--data", data, "--no-report", *options.split()) == (0, "", "")
+    arrays, about = load_weights(Path("runs/python-googlenet_small/weights.npz"))
     assert about["options"] == {"num_classes": 10, "aux_logits": True, "width": 0.5}
     assert arrays["conv1.conv.weight"].shape == (32, 3, 3, 3)
-    load_model(Path("runs/weights.npz"))
+    load_model(Path("runs/python-googlenet_small/weights.npz"))
     assert all(np.isfinite(value).all() for value in arrays.values())
-    assert sorted(os.listdir("runs")) == ["python-googlenet_small", "weights.npz"]
+    assert os.listdir("runs") == ["python-googlenet_small"]
 
 
 @pytest.mark.parametrize(
     ("data", "epochs", "batch_size"), [("shapes", 1, 64), ("a directory", 4, 128)], ids=["shapes", "cifar"]
 )
 def test_the_defaults_are_those_of_the_help(
-    monkeypatch: pytest.MonkeyPatch, program: Program, data: str, epochs: int, batch_size: int
+    monkeypatch: pytest.MonkeyPatch, inception: Program, data: str, epochs: int, batch_size: int
 ) -> None:
     """Every option reaches the run, and is left out at its default."""
     seen: list[Any] = []
-    monkeypatch.setattr("inception.__main__.run", seen.append)
-    assert program("train_cifar.py", "--data", data).code == 0
+    monkeypatch.setattr("inception.commands.train.run", seen.append)
+    assert inception("train", "--data", data).code == 0
     (options,) = seen
     assert (options.data, options.recipe.epochs, options.recipe.batch_size) == (data, epochs, batch_size)
     assert options.aux_logits is None
     assert options.validation == 0
     assert not options.quiet
 
-    given = (
-        "--model googlenet_bn --aux --epochs 9 --batch-size 7 --lr 0.25 --seed 5 --validation 0.5 --weights w --quiet"
-    )
-    assert program("train_cifar.py", *given.split()).code == 0
+    given = "--model googlenet_bn --aux --epochs 9 --batch-size 7 --lr 0.25 --seed 5 --validation 0.5 --save w --quiet"
+    assert inception("train", *given.split()).code == 0
     options = seen[1]
     recipe = options.recipe
     assert (options.data, options.model, options.aux_logits) == ("shapes", "googlenet_bn", True)
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.seed) == (9, 7, 0.25, 5)
-    assert (options.validation, options.weights, options.quiet) == (0.5, Path("w"), True)
+    assert (options.validation, options.save, options.quiet) == (0.5, Path("w"), True)
 
 
 @pytest.mark.parametrize(
@@ -184,77 +227,56 @@ def test_the_defaults_are_those_of_the_help(
         ("--backend jax", "jax"),
     ],
 )
-def test_an_option_out_of_range(program: Program, cifar: Path, arguments: str, words: str) -> None:
+def test_an_option_out_of_range(inception: Program, cifar: Path, arguments: str, words: str) -> None:
     options = ["--data", cifar, "--epochs", 1, "--batch-size", 16, *arguments.split()]
-    message = sentence(program("train_cifar.py", *options, "--quiet"))
+    message = sentence(inception("train", *options, "--quiet"))
     assert re.search(words, message), message
-    assert not Path("runs/weights.npz").exists()
+    assert not list(Path().rglob("weights.npz"))
 
 
-def test_data_that_is_not_there(program: Program, tmp_path: Path) -> None:
-    assert "nowhere" in sentence(program("train_cifar.py", "--data", "nowhere"))
+def test_data_that_is_not_there(inception: Program, tmp_path: Path) -> None:
+    assert "nowhere" in sentence(inception("train", "--data", "nowhere"))
     (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in sentence(program("train_cifar.py", "--data", tmp_path / "empty"))
+    assert str(tmp_path / "empty") in sentence(inception("train", "--data", tmp_path / "empty"))
     (tmp_path / "file").write_text("no directory")
-    assert str(tmp_path / "file") in sentence(program("train_cifar.py", "--data", tmp_path / "file"))
+    assert str(tmp_path / "file") in sentence(inception("train", "--data", tmp_path / "file"))
 
 
-def test_damaged_data(program: Program, tmp_path: Path) -> None:
+def test_damaged_data(inception: Program, tmp_path: Path) -> None:
     write_binary(tmp_path / "cifar")
     bad = tmp_path / "cifar" / "data_batch_3.bin"
     bad.write_bytes(bad.read_bytes()[:-5])
-    assert str(bad) in sentence(program("train_cifar.py", "--data", tmp_path / "cifar"))
+    assert str(bad) in sentence(inception("train", "--data", tmp_path / "cifar"))
 
 
-def test_cupy_where_there_is_none(monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path) -> None:
+def test_cupy_where_there_is_none(monkeypatch: pytest.MonkeyPatch, inception: Program, cifar: Path) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # importing it fails, whether it is installed or not
-    outcome = program("train_cifar.py", "--data", cifar, "--backend", "cupy")
+    outcome = inception("train", "--data", cifar, "--backend", "cupy")
     assert "CuPy is not installed: pip install" in sentence(outcome)
     assert outcome.code == 1
 
 
 @pytest.mark.parametrize("place", ["a directory", "below a file"])
 def test_weights_that_cannot_be_written_fail_before_training(
-    monkeypatch: pytest.MonkeyPatch, program: Program, cifar: Path, tmp_path: Path, place: str
+    monkeypatch: pytest.MonkeyPatch, inception: Program, cifar: Path, tmp_path: Path, place: str
 ) -> None:
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     (tmp_path / "file").touch()
     path = tmp_path if place == "a directory" else tmp_path / "file" / "w.npz"
     before = sorted(os.listdir(tmp_path))
-    message = sentence(program("train_cifar.py", "--data", cifar, "--batch-size", 16, "--weights", path))
+    message = sentence(inception("train", "--data", cifar, "--batch-size", 16, "--save", path))
     assert str(path) in message
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_the_first_command_says_what_the_readme_says(program: Program, cifar: Path) -> None:
-    """Its log and checkpoints are in a directory of their own, and a second run takes another one."""
+def test_a_second_run_takes_another_directory(inception: Program, cifar: Path) -> None:
     options = ["--data", cifar, "--epochs", 1, "--batch-size", 16, "--no-report"]
-    for number in (1, 2):
-        outcome = program("train_cifar.py", *options)
+    for number, name in ((1, f"{cifar.name}-googlenet_small"), (2, f"{cifar.name}-googlenet_small-2")):
+        outcome = inception("train", *options)
         assert outcome.code == 0, outcome.err
-        assert re.fullmatch(
-            r"test accuracy \d+\.\d\d%, loss \d+\.\d{4}; weights in runs/weights.npz", outcome.out.splitlines()[-1]
-        )
-        assert len(os.listdir("runs")) == 1 + number
-    assert (Path("runs") / f"{cifar.name}-googlenet_small-2" / "log.jsonl").exists()
-
-
-# ---- python -m inception ----
-
-
-@pytest.fixture
-def inception(program: Program, capfd: pytest.CaptureFixture[str]) -> Program:
-    """Run a command of the command line here."""
-
-    def call(*arguments: Any) -> Outcome:
-        capfd.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code  # type: ignore[assignment]
-        return Outcome(code, *capfd.readouterr())
-
-    return call
+        last = rf"test accuracy \d+\.\d\d%, loss \d+\.\d{{4}}; weights in runs/{name}/weights.npz"
+        assert re.fullmatch(last, outcome.out.splitlines()[-1])
+        assert len(os.listdir("runs")) == number
 
 
 def objects(outcome: Outcome) -> list[dict[str, Any]]:
@@ -275,7 +297,7 @@ def test_training_in_json(inception: Program, cifar: Path) -> None:
 
 def test_a_recipe_by_name_and_what_differs_from_it(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("inception.__main__.run", seen.append)
+    monkeypatch.setattr("inception.commands.train.run", seen.append)
     given = (
         "--recipe googlenet_2014 --data d --no-nesterov --step-at 1 2.5 --flip no --clip-norm 3 --no-aux --width 0.5"
         " --prefetch 4"
@@ -375,14 +397,14 @@ def test_out_of_memory_says_what_to_lower(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("inception.training.loop.training_step", fail)
+    monkeypatch.setattr("inception.training.step.training_step", fail)
     message = sentence(inception("train", "--data", cifar, "--batch-size", 16, "--quiet"))
     assert message.startswith(f"out of memory ({error}; at most ")
     assert "): lower --batch-size or --width, choose a smaller network, or set `recompute`" in message
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, inception: Program) -> None:
-    monkeypatch.setattr("inception.__main__.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("inception.commands.train.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         inception("train")
 
@@ -447,8 +469,8 @@ def test_what_to_lower_is_what_the_command_has(
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    for name in ("load_model", "open_checkpoint"):
-        monkeypatch.setattr(f"inception.__main__.{name}", fail)
+    for name in ("__main__.load_model", "commands.train.open_checkpoint"):
+        monkeypatch.setattr(f"inception.{name}", fail)
     arguments = {"train": ["--resume", "r"], "evaluate": ["w.npz"], "predict": ["w.npz", "a.png"]}[command]
     assert says in sentence(inception(command, *arguments))
 

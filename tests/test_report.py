@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inception.training import report
-from inception.training.report import (
+from inception import report
+from inception.report import (
     Mistake,
     ReportError,
     compare_runs,

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from inception.data import Augment, DataError, Dataset, Loader, load_shapes, mean_and_std
+from inception.evaluate import predictions
 from inception.models import InceptionBlock, create_model
 from inception.training import Epoch, Evaluation, Recipe, Run, Training, evaluate, run, to_tensor, train
-from inception.training.loop import predictions, training_step
+from inception.training.step import training_step
 from inception.weights import load_weights
 from minigrad import Tensor, nn, num_threads, ops, optim, schedule, set_backend, set_num_threads
 from minigrad.backend import asarray, to_host
@@ -25,6 +26,7 @@ from minigrad.errors import MinigradError, NonFiniteError, ShapeError
 from minigrad.random import Key, integers, normal, seeded
 
 loop_module = importlib.import_module("inception.training.loop")
+step_module = importlib.import_module("inception.training.step")
 run_module = importlib.import_module("inception.training.run")  # the package's `run` is the function in it
 
 
@@ -102,7 +104,7 @@ def test_a_step_minimises_the_classifiers_loss_plus_a_share_of_each_heads(xp: An
     """The gradient of cross-entropy with respect to logits is (softmax − target) / N, times the loss's weight."""
     n, k = 6, 5
     model, labels = Fixed(n, k), integers(Key(8), k, n)
-    batch = loop_module.Batch(np.zeros((n, 3, 4, 4), np.float32), labels, np.arange(n))
+    batch = step_module.Batch(np.zeros((n, 3, 4, 4), np.float32), labels, np.arange(n))
     losses, hits = training_step(model, batch, Recipe(label_smoothing=smoothing))
 
     target = np.full((n, k), smoothing / k)
@@ -121,7 +123,7 @@ def test_the_heads_weight_is_the_recipes() -> None:
     grads = []
     for weight in (0.3, 0.6):
         model = Fixed(4, 3)
-        batch = loop_module.Batch(np.zeros((4, 3, 4, 4), np.float32), np.array([0, 1, 2, 0]), np.arange(4))
+        batch = step_module.Batch(np.zeros((4, 3, 4, 4), np.float32), np.array([0, 1, 2, 0]), np.arange(4))
         training_step(model, batch, Recipe(head_weight=weight))
         assert model.first.grad is not None
         assert model.last.grad is not None
@@ -276,7 +278,7 @@ def test_losses_are_means_over_the_steps_and_accuracy_over_the_pictures(monkeypa
         steps.append((float(losses["loss"]), int(hits)))
         return losses, hits
 
-    monkeypatch.setattr(loop_module, "training_step", record)
+    monkeypatch.setattr(step_module, "training_step", record)
     (report,) = train(Net(), loader(dataset, 8), Recipe(epochs=1), quiet=True)
     assert len(steps) == 3  # the last of four pictures
     assert report.losses["loss"] == pytest.approx(np.mean([loss for loss, _ in steps]), rel=1e-6)
@@ -451,7 +453,7 @@ def test_same_seed_same_bits_other_seed_other_weights(
     results = []
     for name, seed, count in (("a", 1, 1), ("b", 1, 2), ("c", 2, 2)):
         set_num_threads(count)
-        options = Run(aux_logits=True, weights=tmp_path / name, recipe=Recipe(1, 12, seed=seed), quiet=True)
+        options = Run(aux_logits=True, save=tmp_path / name, recipe=Recipe(1, 12, seed=seed), quiet=True)
         result = run(options)
         results.append((load_weights(tmp_path / name)[0], result))
     (first, accuracy), (same, same_accuracy), (other, _) = results
@@ -475,9 +477,9 @@ def test_a_runs_training_batches_are_full_and_its_evaluation_misses_nothing(
         evaluated.append(sum(len(batch.labels) for batch in loader.batches(0)))
         return Evaluation(1.0, 0.5)
 
-    monkeypatch.setattr(loop_module, "training_step", step)
+    monkeypatch.setattr(step_module, "training_step", step)
     monkeypatch.setattr(loop_module, "evaluate", fake_evaluate)
-    run(Run(weights=tmp_path / "w.npz", recipe=Recipe(epochs=2, batch_size=16), quiet=True))
+    run(Run(save=tmp_path / "w.npz", recipe=Recipe(epochs=2, batch_size=16), quiet=True))
     assert [len(batch.labels) for batch in batches] == [16] * 4
     rows = [set(np.concatenate([b.rows for b in epoch])) for epoch in (batches[:2], batches[2:])]
     assert all(len(epoch) == 32 for epoch in rows)
@@ -490,7 +492,7 @@ def test_a_runs_file_and_lines(
 ) -> None:
     training, _ = tiny_data
     path = tmp_path / "not" / "yet" / "there.npz"
-    result = run(Run(weights=path, recipe=Recipe(epochs=1, batch_size=16), validation=0.2))
+    result = run(Run(save=path, recipe=Recipe(epochs=1, batch_size=16), validation=0.2))
     out, err = capfd.readouterr()
     assert "epoch 1: loss " in out
     assert f"test accuracy {result.accuracy:.2%}" in out
@@ -509,7 +511,7 @@ def test_a_runs_file_and_lines(
 def test_quiet_prints_nothing(
     tmp_path: Path, tiny_data: tuple[Dataset, Dataset], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(Run(weights=tmp_path / "w.npz", recipe=Recipe(epochs=1, batch_size=16), quiet=True))
+    run(Run(save=tmp_path / "w.npz", recipe=Recipe(epochs=1, batch_size=16), quiet=True))
     assert capfd.readouterr() == ("", "")
 
 
@@ -531,11 +533,11 @@ def test_with_validation_the_test_pictures_are_seen_once_at_the_end(
 
     monkeypatch.setattr(Training, "run", fake_run)
     monkeypatch.setattr(run_module, "evaluate", fake_evaluate)
-    options = Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=16), validation=0.2, quiet=True)
+    options = Run(save=tmp_path / "w.npz", recipe=Recipe(batch_size=16), validation=0.2, quiet=True)
     assert run(options) == Evaluation(2.0, 0.25)
     assert watched == ["shapes train validation", "shapes test"]
     watched.clear()
-    assert run(dataclasses.replace(options, validation=0.0)) == Evaluation(1.0, 0.2)
+    assert run(dataclasses.replace(options, validation=0.0, save=tmp_path / "v.npz")) == Evaluation(1.0, 0.2)
     assert watched == ["shapes test"]
     assert trained == [30, 37]
 
@@ -544,7 +546,7 @@ def test_a_runs_report_shows_the_model_as_it_was_evaluated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: tuple[Dataset, Dataset]
 ) -> None:
     """In evaluation mode, with the averaged weights: its confusion matrix has the accuracy of the result."""
-    report = pytest.importorskip("inception.training.report")
+    report = pytest.importorskip("inception.report")
     pytest.importorskip("matplotlib")
     drawn: list[Any] = []
 
@@ -566,14 +568,14 @@ def test_a_runs_report_shows_the_model_as_it_was_evaluated(
 
 def test_too_few_pictures_for_a_batch(tmp_path: Path, tiny_data: tuple[Dataset, Dataset]) -> None:
     with pytest.raises(DataError, match="37 training pictures do not fill a batch of 64: lower the batch size"):
-        run(Run(weights=tmp_path / "w.npz", recipe=Recipe(batch_size=64), quiet=True))
+        run(Run(save=tmp_path / "w.npz", recipe=Recipe(batch_size=64), quiet=True))
 
 
 @pytest.mark.parametrize("name", ["", "x.npz/y.npz", "pipe"])
 def test_a_place_that_cannot_be_written_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: tuple[Dataset, Dataset], name: str
 ) -> None:
-    """Hours of training must not end with "is a directory"; and --weights /dev/null must not replace the device."""
+    """Hours of training must not end with "is a directory"; and --save /dev/null must not replace the device."""
     (tmp_path / "x.npz").write_bytes(b"")
     if name == "pipe":
         if not hasattr(os, "mkfifo"):
@@ -582,7 +584,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     before = sorted(os.listdir(tmp_path))
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises((MinigradError, OSError)):
-        run(Run(weights=tmp_path / name, recipe=Recipe(epochs=1, batch_size=16), quiet=True))
+        run(Run(save=tmp_path / name, recipe=Recipe(epochs=1, batch_size=16), quiet=True))
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -605,7 +607,7 @@ def test_a_recipe_out_of_range_is_refused_by_name(
 ) -> None:
     (name,) = wrong
     with pytest.raises(MinigradError, match=name.replace("_", "[ _]")):
-        run(Run(weights=tmp_path / "w.npz", recipe=Recipe(**({"epochs": 1, "batch_size": 16} | wrong)), quiet=True))
+        run(Run(save=tmp_path / "w.npz", recipe=Recipe(**({"epochs": 1, "batch_size": 16} | wrong)), quiet=True))
     assert not (tmp_path / "w.npz").exists()
 
 

@@ -21,7 +21,8 @@ import tiny_run
 from inception.data import Augment, Loader, mean_and_std
 from inception.training import Recipe, Training
 from inception.training.graph import WARM_UP
-from inception.training.loop import Stopped, training_step
+from inception.training.loop import Stopped
+from inception.training.step import training_step
 from minigrad import nn, ops, watch
 from minigrad.backend import array_module, set_backend, set_precision, to_host
 from minigrad.kernels import set_kernels

@@ -261,8 +261,8 @@ def test_the_file_holds_the_average_and_the_result_is_its(tmp_path: Path, monkey
     results, files = {}, {}
     for ema in (0.0, 0.9):
         recipe = Recipe(epochs=3, batch_size=8, lr=0.2, ema=ema)
-        results[ema] = run(Run(recipe=recipe, weights=tmp_path / "w.npz", quiet=True))
-        files[ema] = load_weights(tmp_path / "w.npz")
+        results[ema] = run(Run(recipe=recipe, save=tmp_path / f"{ema}.npz", quiet=True))
+        files[ema] = load_weights(tmp_path / f"{ema}.npz")
     assert files[0.0][1]["weights"] == "as trained"
     assert "decay 0.9" in files[0.9][1]["weights"]
     assert all(not np.array_equal(files[0.0][0][name], x) for name, x in files[0.9][0].items())

@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +23,6 @@ from inception.__main__ import main
 from inception.data import Dataset, load_shapes
 from inception.training import Recipe, Run, open_checkpoint, resumed, run
 from inception.training.checkpoint import BEST, find_checkpoints
-from inception.training.run import FREE
 from inception.weights import CHECKPOINT, read_arrays
 from minigrad import Tensor, nn, ops
 from minigrad.random import seeded
@@ -96,9 +97,9 @@ def outcome(out: Path) -> dict[str, Any]:
     for path in (out / "weights.npz", out / BEST, *find_checkpoints(out)[:1]):
         for name, array in read_arrays(path).items():
             described = name.endswith(".json")
-            value = timeless(json.loads(str(array))) if described else (array.dtype.str, array.shape, array.tobytes())
+            value = timeless(json.loads(array.item())) if described else (array.dtype.str, array.shape, array.tobytes())
             if name == CHECKPOINT:  # these may differ between runs of the same training
-                for option in FREE:
+                for option in ("data", "save_every", "keep", "prefetch", "tensorboard", "report"):
                     value["run"]["options"].pop(option, None)
             found[f"{path.name}: {name}"] = value
     found["log"] = [timeless(json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -115,6 +116,23 @@ def assert_same(out: Path, reference: dict[str, Any]) -> None:
 
 # ---- As a command ----
 
+ROOT = Path(__file__).parents[1]
+
+
+def start(*arguments: Any, how: tuple[str, ...] = (), **environment: Any) -> subprocess.Popen[str]:
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIGRAD_NUM_THREADS": "1", "MINIGRAD_BACKEND": "numpy"}
+    command = [*how, sys.executable, "-u", "-W", "error", str(ROOT / "tests" / "tiny_run.py"), *map(str, arguments)]
+    variables |= {name: str(value) for name, value in environment.items()}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(child: subprocess.Popen[str], words: str) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without saying {words!r}: {child.communicate()[1]}")
+
 
 def slow(module: Any, name: str, seconds: float) -> None:
     plain = getattr(module, name)
@@ -127,10 +145,11 @@ def slow(module: Any, name: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     run_module = importlib.import_module("inception.training.run")
     run_module.create_model, run_module.open_data = make_model, make_data
     slow(os, "fsync", float(os.environ.get("SLOW_SAVE", 0)))
-    slow(importlib.import_module("inception.training.loop"), "training_step", float(os.environ.get("SLOW_STEP", 0)))
+    slow(importlib.import_module("inception.training.step"), "training_step", float(os.environ.get("SLOW_STEP", 0)))
     if limit := os.environ.get("LARGEST_FILE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     sys.exit(main())

@@ -13,11 +13,12 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from inception.data import Batch
+from inception.training.step import Step
 from minigrad.backend import array_module, asarray, first_line, precision
 from minigrad.errors import BackendError
 from minigrad.kernels import kernels
@@ -27,14 +28,11 @@ from minigrad.nn.module import observer
 from minigrad.random import StoredKey
 from minigrad.tensor import watcher
 
-if TYPE_CHECKING:
-    from inception.training.loop import Training
-
 WARM_UP = 3  # steps before the capture, in which kernels are compiled and tables are made
 
 
 class GraphedStep:
-    """`Training.take_step` with the same results, bit for bit.
+    """`Step.take_step` with the same results, bit for bit.
 
     The first steps are taken as ever, on a stream of their own; then one is captured, in memory that nothing else
     gets. A step that cannot be captured, or a batch of another size, is taken as ever too. When what the graph takes as
@@ -43,7 +41,7 @@ class GraphedStep:
     warn   is told, once, why the steps are not captured
     """
 
-    def __init__(self, training: Training, warn: Callable[[str], None]):
+    def __init__(self, training: Step, warn: Callable[[str], None]):
         self.training, self.warn = training, warn
         self.xp: Any = array_module(next(training.model.parameters()).data)
         self.off = ""  # why no more captures are tried
@@ -77,7 +75,7 @@ class GraphedStep:
         training = self.training
         if not self.off and (watcher.get() is not None or observer.get() is not None):
             self._give_up("the model is being watched, and a replay calls no layer that could be seen")
-        if self.off or len(batch.labels) != training.loader.batch_size:
+        if self.off or len(batch.labels) != training.batch_size:
             training.take_step(batch)
             return
         if self.graph is not None and self._has_changed():

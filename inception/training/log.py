@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,27 @@ class Log:
                 replace_file(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
             except FileError as error:
                 self.warn(f"{error}; its rows are kept, and written with those of the next epoch")
-        if self.events is not None:
-            for row in rows[self.written :]:
+        self._write_events(rows[self.written :])
+        self.written = len(rows)
+
+    def _write_events(self, rows: list[Row]) -> None:
+        if self.events is None:
+            return
+        try:
+            for row in rows:
                 step = row["step"] or 0
                 for name, value in row.items() if step > self.step else ():
                     if value is not None and name not in ("epoch", "step"):
                         self.events.add_scalar(name, value, step)
             self.events.flush()
-        self.written = len(rows)
+        except Exception as error:  # another project's package: it must not end a training
+            self.warn(f"TensorBoard's events could not be written ({error}), and no more are")
+            self.events = None
 
     def close(self) -> None:
-        if self.events is not None:
-            self.events.close()
+        with suppress(Exception):
+            if self.events is not None:
+                self.events.close()
 
 
 def _event_writer(directory: Path, first: int) -> Any:

@@ -1,34 +1,23 @@
-"""The loop: epochs of steps, a step being forward, backward and update; and the evaluation between them."""
+"""The loop: epochs of steps, and the evaluation between them."""
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from inception.data import Batch, DataError, Loader, normalise
-from inception.training.average import Average
+from inception import console
+from inception.data import DataError, Loader, normalise
+from inception.evaluate import Evaluation, evaluate, to_tensor
 from inception.training.graph import GraphedStep
 from inception.training.recipes import Recipe
-from minigrad import Tensor, backend, first_non_finite, no_grad, ops
-from minigrad.errors import NonFiniteError, ShapeError
-from minigrad.layout import Array, images, pixels
+from inception.training.step import Step, Sums
+from minigrad import Tensor
 from minigrad.nn import Module
 from minigrad.random import Key
-from minigrad.threads import blas_on_one_thread
-
-
-class Evaluation(NamedTuple):
-    """How a model does on a data set."""
-
-    loss: float  # mean cross-entropy, nats
-    accuracy: float  # share of pictures whose largest logit is the label's
 
 
 class Epoch(NamedTuple):
@@ -53,8 +42,8 @@ class Stopped(Exception):
         self.signal = signal
 
 
-class Training:
-    """A model in training: all that changes from step to step, which is also what a checkpoint holds.
+class Training(Step):
+    """A model in training, epoch after epoch. A checkpoint holds all that changes in it.
 
     model, loader, recipe   are trained in place, on the batches, by the recipe
     test                    to evaluate on after every epoch
@@ -81,20 +70,11 @@ class Training:
                 f"{loader.dataset.name}: {len(loader.dataset)} training pictures do not fill a batch of "
                 f"{loader.batch_size}: lower the batch size (--batch-size)"
             )
-        self.model, self.loader, self.recipe, self.test = model, loader, recipe, test
-        self.test_average, self.quiet = test_average, quiet
-        self.optimizer = recipe.make_optimizer(model)
-        self.clip = {"max_norm": recipe.clip_norm} if recipe.clip_norm else {}
-        self.average: Average | None = None
-        if recipe.ema:
-            self.average = Average(model, recipe.ema, recipe.ema_every, self.optimizer.arenas)
-        self.lr, self.momentum = recipe.make_schedules(len(loader))
-        self.key = Key(recipe.seed).fold("dropout")
-        self.step = 0
+        super().__init__(model, recipe, per_epoch=len(loader), batch_size=loader.batch_size)
+        self.loader, self.test, self.test_average, self.quiet = loader, test, test_average, quiet
         self.epochs: list[Epoch] = []  # those that are complete, evaluation included
-        self.sums = Sums()  # over the one that runs
-        self.stopping = 0  # the number of a signal: set it, from its handler for example, to have `run` stop soon
-        self.graphed = GraphedStep(self, warn) if graph else None
+        self.stopping = 0  # number of the signal that wants `run` to stop
+        self.graphed = GraphedStep(self, console.warning) if graph else None
 
     def run(
         self,
@@ -111,14 +91,14 @@ class Training:
                 self.sums = Sums()
                 after_epoch(epoch)
 
+    def stop(self, number: int) -> None:
+        """Have `run` stop after the step that runs, as a signal of this number asks."""
+        self.stopping = number
+
     def check(self) -> None:
         """Raise Stopped if this was asked to stop."""
         if self.stopping:
             raise Stopped(self.stopping)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within the block the model has its averaged weights, if the recipe averages them."""
-        return self.average.applied() if self.average is not None else nullcontext()
 
     def _train_epoch(self, after_step: Callable[[], None]) -> None:
         """Take the steps of the epoch that are still to be taken."""
@@ -126,13 +106,12 @@ class Training:
         take_step = self.take_step if self.graphed is None else self.graphed.take_step
         self.model.train()
         title = f"epoch {number + 1}/{self.recipe.epochs}"
-        with _bar(title, steps * self.loader.batch_size, self.quiet, sums.seen) as bar:
+        total = steps * self.loader.batch_size
+        with console.progress(title, total, unit="img", quiet=self.quiet, initial=sums.seen) as bar:
             started = time.perf_counter()
             for batch in self.loader.batches(number, start=self.step - number * steps):
-                take_step(batch)
-                if self.average is not None:
-                    self.average.update(self.step)
-                self.step += 1
+                with self.counted():
+                    take_step(batch)
                 if bar.update(len(batch.labels)):  # drawn now: only then fetch numbers from the device
                     self.check_losses()
                     means = " ".join(f"{name} {value:.3f}" for name, value in sums.means().items())
@@ -142,56 +121,12 @@ class Training:
                 self.check()
                 started = time.perf_counter()
 
-    def take_step(self, batch: Batch) -> None:
-        """Forward, backward and update on a batch, with the random numbers of this step."""
-        self.model.set_key(self.key.fold(self.step), batch.rows)
-        self.compute(batch)
-
-    def compute(self, batch: Batch) -> None:
-        """A step, with the random numbers that the model has been handed."""
-        with blas_on_one_thread():
-            losses, hits = training_step(self.model, batch, self.recipe)
-            self._check_step(batch, losses)
-            self._update()
-        self.sums.add(losses, hits, len(batch.labels))
-
-    def check_losses(self) -> None:
-        """Raise NonFiniteError if a loss of the running epoch is not finite. The host waits for the device here."""
-        for name, mean in self.sums.means().items():
-            if not math.isfinite(mean):
-                raise NonFiniteError(
-                    f"{name} is {mean}, seen at step {self.step:,}: on a GPU losses are fetched now and then only, and "
-                    "the updates since have spread it to all weights, so that the layer where it began is not known",
-                    "",
-                )
-
     def some_pictures(self) -> Tensor:
         """The batch to look at layers with: the first pictures, as they are; `model` has the keys for it."""
         n = min(self.loader.batch_size, len(self.loader.dataset))
         rows = np.arange(n)
         self.model.set_key(Key(self.recipe.seed).fold("look"), rows)
         return to_tensor(normalise(self.loader.dataset.images[rows], self.loader.mean, self.loader.std))
-
-    def _check_step(self, batch: Batch, losses: Mapping[str, Array]) -> None:
-        """Raise NonFiniteError before the update if a loss is not finite, naming the layer where that begins.
-
-        Only where it is on the host anyway: to ask a device would be to wait for it at every step.
-        """
-        bad = {name: loss for name, loss in losses.items() if isinstance(loss, np.ndarray) and not np.isfinite(loss)}
-        for name, loss in bad.items():
-            error = first_non_finite(self.model, lambda: training_step(self.model, batch, self.recipe))
-            where = "every op is finite in a second run of the step" if error is None else Exception.__str__(error)
-            path = "" if error is None else error.layer_path
-            raise NonFiniteError(f"{where}; {name} is {float(loss)} in step {self.step + 1:,}", path)
-
-    def _update(self) -> None:
-        """Move the weights along the gradients they have, and forget those."""
-        self.optimizer.step(**self.rates(), **self.clip)
-        self.optimizer.zero_grad()
-
-    def rates(self) -> dict[str, float]:
-        """What the optimizer is told of this step: its learning rate, and its momentum where the recipe moves that."""
-        return {"lr": self.lr(self.step)} | ({} if self.momentum is None else {"momentum": self.momentum(self.step)})
 
     def _report(self) -> Epoch:
         started = time.perf_counter()
@@ -226,121 +161,3 @@ def train(
     training = Training(model, loader, recipe, test=test, quiet=quiet)
     training.run(after_epoch=after_epoch)
     return training.epochs
-
-
-def training_step(model: Module, batch: Batch, recipe: Recipe) -> tuple[dict[str, Array], Array]:
-    """Forward and backward. Returns the loss of each output (0-d arrays), and how many pictures were right."""
-    labels = backend.asarray(batch.labels)
-    outputs = model(to_tensor(batch.images))
-    named = {"loss": outputs} if isinstance(outputs, Tensor) else outputs._asdict()
-    losses = {
-        name: ops.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        for name, logits in named.items()
-    }
-    *heads, main = losses  # the classifier comes last, its losses under the name "logits" beside heads
-    total = losses[main]
-    for head in heads:
-        total = total + losses[head] * recipe.head_weight
-    total.backward()
-    hits = (named[main].data.argmax(axis=1) == labels).sum()
-    return {"loss": losses[main].data, **{head: losses[head].data for head in heads}}, hits
-
-
-class Tally(NamedTuple):
-    """A data set's pictures counted by their class."""
-
-    loss: float  # summed cross-entropy
-    right: np.ndarray  # (K,) int64, of each class those that were recognised
-    seen: np.ndarray  # (K,) int64, of each class
-
-
-def tally(model: Module, loader: Loader, *, quiet: bool = False, check: Callable[[], None] = lambda: None) -> Tally:
-    """Count what `model` recognises in evaluation mode, over the whole loader; the mode is put back.
-
-    check   called between batches: what it raises ends the count
-    """
-    mode = model.training
-    model.eval()
-    classes = len(loader.dataset.classes)
-    loss, right, seen = 0.0, np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    try:
-        with _bar("evaluate", len(loader.dataset), quiet) as bar:
-            for batch, logits in predictions(model, loader):
-                labels = backend.asarray(batch.labels)
-                n = len(batch.labels)
-                loss += ops.cross_entropy(Tensor(logits), labels).item() * n
-                hits = backend.to_host(logits.argmax(axis=1) == labels)
-                right += np.bincount(batch.labels[hits], minlength=classes)
-                seen += np.bincount(batch.labels, minlength=classes)
-                bar.update(n)
-                check()
-    finally:
-        model.train(mode)
-    return Tally(loss, right, seen)
-
-
-def evaluate(
-    model: Module, loader: Loader, *, quiet: bool = False, check: Callable[[], None] = lambda: None
-) -> Evaluation:
-    """Loss and accuracy of `model`, counted as by `tally`."""
-    loss, right, seen = tally(model, loader, quiet=quiet, check=check)
-    n = max(int(seen.sum()), 1)
-    return Evaluation(loss / n, int(right.sum()) / n)
-
-
-def predictions(model: Module, loader: Loader) -> Iterator[tuple[Batch, Array]]:
-    """Each batch of the loader with the model's logits (N, K), without recording a graph."""
-    for batch in loader.batches(0):
-        with no_grad():  # which must end before the yield, or it would hold for the caller
-            logits = model(to_tensor(batch.images)).data
-        yield batch, logits
-
-
-def to_tensor(pictures: Array) -> Tensor:
-    """A host batch (N, C, H, W) as a tensor of the default backend, channels-last there too."""
-    if pictures.ndim != 4:
-        raise ShapeError(f"to_tensor wants a batch (N, C, H, W), got {pictures.shape}: x[None] makes one of a picture")
-    n, _, h, w = pictures.shape
-    return Tensor(images(backend.asarray(pixels(pictures)), n, h, w))
-
-
-class Sums:
-    """What an epoch adds up, kept on the device until somebody asks."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, Array] = {}  # of each loss, over the steps
-        self.hits: Array | int = 0
-        self.steps = self.seen = 0
-        self.seconds = 0.0
-
-    def add(self, losses: dict[str, Array], hits: Array, n: int) -> None:
-        for name, value in losses.items():
-            total = self.totals.get(name)
-            if total is None:
-                self.totals[name] = value + 0.0  # memory of its own, in which the others are added
-            else:
-                total += value
-                self.totals[name] = total
-        self.hits += hits
-        self.count(n)
-
-    def count(self, n: int) -> None:
-        self.steps += 1
-        self.seen += n
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.steps for name, total in self.totals.items()}
-
-    def accuracy(self) -> float:
-        return float(self.hits) / self.seen if self.seen else 0.0
-
-
-def warn(text: str) -> None:
-    """Say on standard error what is wrong and does not end the training."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)  # above a progress bar
-
-
-def _bar(title: str, total: int, quiet: bool, initial: int = 0) -> tqdm:
-    seconds = 0.1 if sys.stderr.isatty() else 10.0  # in a file every state of the bar is a line
-    return tqdm(desc=title, total=total, initial=initial, unit="img", disable=quiet, leave=False, dynamic_ncols=True,
-                file=sys.stderr, mininterval=seconds)  # fmt: skip

@@ -6,26 +6,18 @@ recipe = dataclasses.replace(RECIPES["cifar_small"], epochs=8, seed=3)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from inception.data.augment import FLIPS
+from inception.training.fields import check, option
 from minigrad import optim, schedule
-from minigrad.errors import MinigradError, no_such
+from minigrad.errors import MinigradError
 from minigrad.nn import Module
 from minigrad.schedule import Schedule
 
 OPTIMIZERS = ("sgd", "rmsprop", "adamw", "muon")
 SCHEDULES = ("constant", "step", "poly", "cosine", "one_cycle")
-
-
-_MOST = 1e15  # of a number that has no other limit
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-
-
-def _option(default: Any, help: str, least: float = 0, most: float = _MOST, choices: tuple[str, ...] = ()) -> Any:
-    """A field with its range; `help` is also what the command line says of it."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -39,62 +31,49 @@ class Recipe:
     Raises MinigradError naming the option that is of another kind, not finite or out of range.
     """
 
-    epochs: int = _option(4, "passes over the training pictures", 1)
-    batch_size: int = _option(128, "pictures in a step; an incomplete last batch is left out", 1)
-    lr: float = _option(0.1, "learning rate: the schedule's highest")
-    optimizer: str = _option("sgd", "what a gradient does to its parameter", choices=OPTIMIZERS)
-    momentum: float = _option(0.9, "sgd, rmsprop, muon: share of the last update kept; one_cycle moves it", most=0.9999)
-    nesterov: bool = _option(True, "sgd: look ahead along the momentum")
-    rms_decay: float = _option(0.9, "rmsprop: decay of the mean square", most=1)
-    beta1: float = _option(0.9, "adamw: decay of the mean; one_cycle moves it", most=0.9999)
-    beta2: float = _option(0.999, "adamw: decay of the mean square", most=0.999999)
-    eps: float = _option(1e-8, "rmsprop, adamw: added to the root")
-    weight_decay: float = _option(5e-4, "pull of the weights towards zero")
-    spare_norms: bool = _option(False, "no weight decay on batch norm and biases")
-    clip_norm: float = _option(0.0, "longest gradient, all parameters together; 0: not clipped")
+    epochs: int = option(4, "passes over the training pictures", least=1)
+    batch_size: int = option(128, "pictures in a step; an incomplete last batch is left out", least=1)
+    lr: float = option(0.1, "learning rate: the schedule's highest")
+    optimizer: str = option("sgd", "what a gradient does to its parameter", choices=OPTIMIZERS)
+    momentum: float = option(0.9, "sgd, rmsprop, muon: share of the last update kept; one_cycle moves it", most=0.9999)
+    nesterov: bool = option(True, "sgd: look ahead along the momentum")
+    rms_decay: float = option(0.9, "rmsprop: decay of the mean square", most=1)
+    beta1: float = option(0.9, "adamw: decay of the mean; one_cycle moves it", most=0.9999)
+    beta2: float = option(0.999, "adamw: decay of the mean square", most=0.999999)
+    eps: float = option(1e-8, "rmsprop, adamw: added to the root")
+    weight_decay: float = option(5e-4, "pull of the weights towards zero")
+    spare_norms: bool = option(False, "no weight decay on batch norm and biases")
+    clip_norm: float = option(0.0, "longest gradient, all parameters together; 0: not clipped")
 
-    schedule: str = _option("one_cycle", "how the learning rate moves", choices=SCHEDULES)
-    warm_up: float = _option(0.0, "epochs in which the learning rate rises linearly, whatever the schedule")
-    peak_at: float = _option(0.3, "one_cycle: share of the run before the peak", most=1)
-    lr_start: float = _option(1 / 25, "one_cycle: learning rate at the start, as a share of lr", most=1)
-    lr_end: float = _option(1 / 25e4, "one_cycle, cosine: learning rate at the end, as a share of lr", most=1)
-    momentum_high: float = _option(0.95, "one_cycle: momentum (adamw: beta1) at both ends", most=0.9999)
-    momentum_low: float = _option(0.85, "one_cycle: momentum at the peak", most=0.9999)
-    step_every: float = _option(1.0, "step: epochs between two steps down", 1e-3)
-    step_at: tuple[float, ...] = _option((), "step: epochs after which to step down, instead of at equal distances")
-    step_factor: float = _option(0.1, "step: factor of each step down", most=1)
-    power: float = _option(1.0, "poly: (1 − share of the run) to this power")
+    schedule: str = option("one_cycle", "how the learning rate moves", choices=SCHEDULES)
+    warm_up: float = option(0.0, "epochs in which the learning rate rises linearly, whatever the schedule")
+    peak_at: float = option(0.3, "one_cycle: share of the run before the peak", most=1)
+    lr_start: float = option(1 / 25, "one_cycle: learning rate at the start, as a share of lr", most=1)
+    lr_end: float = option(1 / 25e4, "one_cycle, cosine: learning rate at the end, as a share of lr", most=1)
+    momentum_high: float = option(0.95, "one_cycle: momentum (adamw: beta1) at both ends", most=0.9999)
+    momentum_low: float = option(0.85, "one_cycle: momentum at the peak", most=0.9999)
+    step_every: float = option(1.0, "step: epochs between two steps down", least=1e-3)
+    step_at: tuple[float, ...] = option((), "step: epochs after which to step down, instead of at equal distances")
+    step_factor: float = option(0.1, "step: factor of each step down", most=1)
+    power: float = option(1.0, "poly: (1 − share of the run) to this power")
 
-    label_smoothing: float = _option(0.0, "share of the target spread over all classes", most=0.9999)
-    head_weight: float = _option(0.3, "of each auxiliary head's loss")  # arXiv:1409.4842, section 5
-    ema: float = _option(0.0, "decay per step of the average of the weights; 0: no average", most=0.999999)
-    ema_every: int = _option(1, "steps between two updates of the average", 1)
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", most=0.9999)
+    head_weight: float = option(0.3, "of each auxiliary head's loss")  # arXiv:1409.4842, section 5
+    ema: float = option(0.0, "decay per step of the average of the weights; 0: no average", most=0.999999)
+    ema_every: int = option(1, "steps between two updates of the average", least=1)
 
-    augment: bool = _option(True, "change the training pictures at random, as the following options say")
-    padding: int = _option(4, "random shift by up to so many pixels")
-    flip: str = _option("random", "mirror half of the pictures, or each in every other epoch", choices=FLIPS)
-    cutout: int = _option(0, "side of a square blanked at a random place, pixels; 0: none")
-    jitter: float = _option(0.0, "random change of brightness, contrast and saturation; 0: none", most=1)
-    resized_crop: tuple[float, ...] = _option((), "random crop: smallest and largest share of the area", most=1)
+    augment: bool = option(True, "change the training pictures at random, as the following options say")
+    padding: int = option(4, "random shift by up to so many pixels")
+    flip: str = option("random", "mirror half of the pictures, or each in every other epoch", choices=FLIPS)
+    cutout: int = option(0, "side of a square blanked at a random place, pixels; 0: none")
+    jitter: float = option(0.0, "random change of brightness, contrast and saturation; 0: none", most=1)
+    resized_crop: tuple[float, ...] = option((), "random crop: smallest and largest share of the area", most=1)
 
-    seed: int = _option(0, "of weights, order, augmentation and dropout", least=-(2**63), most=2**63 - 1)
-    name: str = _option("cifar_small", "the recipe that this one began as")
+    seed: int = option(0, "of weights, order, augmentation and dropout", least=-(2**63), most=2**63 - 1)
+    name: str = option("cifar_small", "the recipe that this one began as")
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, rule = getattr(self, option.name), option.metadata
-            many = isinstance(option.default, tuple)
-            kinds = (int, float) if many or isinstance(option.default, float) else (type(option.default),)
-            if many != isinstance(value, tuple) or not all(type(x) in kinds for x in (value if many else (value,))):
-                kind = "a tuple of numbers" if many else _KINDS[type(option.default)]
-                raise MinigradError(f"{option.name} must be {kind}, got {value!r}")
-            if rule["choices"] and value not in rule["choices"]:
-                raise MinigradError(no_such(option.name, value, rule["choices"]))
-            for x in value if many else (value,):
-                if isinstance(x, (int, float)) and not rule["least"] <= x <= rule["most"]:  # NaN fails too
-                    bounded = rule["most"] < _MOST or x > _MOST
-                    limits = f"from {rule['least']:g} to {rule['most']:g}" if bounded else f"at least {rule['least']:g}"
-                    raise MinigradError(f"{option.name} must be {limits}, got {x!r}")
+        check(self)
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise MinigradError("nesterov needs a momentum above 0: set one, or leave it out (--no-nesterov)")
         if self.resized_crop and not (len(self.resized_crop) == 2 and 0 < self.resized_crop[0] <= self.resized_crop[1]):

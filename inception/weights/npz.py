@@ -30,8 +30,8 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) 
 
 
 def as_text(description: dict[str, Any]) -> np.ndarray:
-    """A description as an array of one string, which an .npz can hold."""
-    return np.array(json.dumps(description))
+    """A description as an array of one string of bytes, which an .npz can hold in a quarter of a text's room."""
+    return np.array(json.dumps(description).encode())
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -105,7 +105,7 @@ def check_plain(path: Path, archive: zipfile.ZipFile) -> None:
 def take_description(path: Path, arrays: dict[str, np.ndarray], name: str, newest: int) -> dict[str, Any]:
     """Remove a description from the arrays and return it. Raises WeightsError if it cannot be understood."""
     try:
-        description = parse_json(str(arrays.pop(name)))
+        description = parse_json(arrays.pop(name).item())  # bytes, or text as older versions wrote it
         version = description["format"]
     except (ValueError, KeyError, TypeError):
         raise WeightsError(f"{path}: its description {name!r} is damaged") from None

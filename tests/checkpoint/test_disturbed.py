@@ -10,8 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_run
-from tiny_run import OPTIONS, STEPS, assert_same, go_on, options, outcome
+from tiny_run import OPTIONS, STEPS, assert_same, go_on, options, outcome, start, wait_for
 
 from inception.__main__ import main
 from inception.files import FileError
@@ -28,29 +26,13 @@ from inception.training.checkpoint import BEST, find_checkpoints
 from minigrad.errors import NonFiniteError
 
 run_module = importlib.import_module("inception.training.run")
-loop_module = importlib.import_module("inception.training.loop")
-ROOT = Path(__file__).parents[2]
+step_module = importlib.import_module("inception.training.step")
 
 
 # ---- Killed ----
 
 
-def start(*arguments: Any, **environment: Any) -> subprocess.Popen[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "MINIGRAD_NUM_THREADS": "1", "MINIGRAD_BACKEND": "numpy"}
-    command = [sys.executable, "-u", "-W", "error", str(ROOT / "tests" / "tiny_run.py"), *map(str, arguments)]
-    variables |= {name: str(value) for name, value in environment.items()}
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(child: subprocess.Popen[str], words: str) -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"it ended without saying {words!r}: {child.communicate()[1]}")
-
-
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 23))])
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 25))])
 def test_killed_at_random_moments(whole: Path, tmp_path: Path, seed: int) -> None:
     """Twice, anywhere: in a step, between epochs, in the middle of saving, which is made slow so that it is hit."""
     chance, out = random.Random(seed), tmp_path / "run"
@@ -111,7 +93,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
 def plant(monkeypatch: pytest.MonkeyPatch, before: int, value: float = math.nan) -> None:
     """Break a weight before this step."""
-    plain = loop_module.training_step
+    plain = step_module.training_step
 
     def step(model: Any, batch: Any, recipe: Any) -> Any:
         if Training.latest.step == before - 1:  # type: ignore[attr-defined]
@@ -125,7 +107,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, before: int, value: float = math.nan)
     init = Training.__init__
     monkeypatch.setattr(Training, "latest", None, raising=False)
     monkeypatch.setattr(Training, "__init__", started)
-    monkeypatch.setattr(loop_module, "training_step", step)
+    monkeypatch.setattr(step_module, "training_step", step)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_layer_where_it_begins(
@@ -260,7 +242,8 @@ def test_a_disk_that_takes_no_file_of_that_size(tmp_path: Path) -> None:
     lines = err.splitlines()
     assert "Traceback" not in err
     assert sum("warning: " in line and "could not be written (File too large)" in line for line in lines) >= 3
-    assert lines[-1].startswith(f"error: {tmp_path / 'run' / 'weights.npz'} could not be written (File too large)")
+    assert lines[-2].startswith(f"error: {tmp_path / 'run' / 'weights.npz'} could not be written (File too large)")
+    assert lines[-1] == "the training has ended; nothing was saved"
     assert sorted(os.listdir(tmp_path / "run")) == ["log.csv", "log.jsonl"]
 
 
@@ -293,7 +276,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_training(
     monkeypatch.setattr(Path, "touch", touch)
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(FileError, match=r"cannot be written \(Permission denied\)"):
-        go_on(out, weights=tmp_path / "w.npz") if resume else run(options(tmp_path / "new"))
+        go_on(out, save=tmp_path / "w.npz") if resume else run(options(tmp_path / "new"))
 
 
 def test_a_log_that_is_removed_comes_back(

@@ -29,7 +29,7 @@ from minigrad import set_backend, set_num_threads
 from minigrad.errors import MinigradError
 
 run_module = importlib.import_module("inception.training.run")
-checkpoint_module = importlib.import_module("inception.training.checkpoint")
+directory_module = importlib.import_module("inception.training.directory")
 
 
 # ---- Going on ----
@@ -199,7 +199,7 @@ def test_a_stop_during_the_evaluation_leaves_the_weights_as_trained(
 def test_a_finished_run_can_be_asked_for_its_weights_again(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "weights.npz").unlink()
-    go_on(tmp_path / "run", weights=tmp_path / "again.npz")
+    go_on(tmp_path / "run", save=tmp_path / "again.npz")
     assert not (tmp_path / "run" / "weights.npz").exists()
     shutil.move(tmp_path / "again.npz", tmp_path / "run" / "weights.npz")
     assert load_weights(tmp_path / "run" / "weights.npz")[1]["weights"].startswith("average")
@@ -223,7 +223,7 @@ def test_the_best_is_judged_and_used_by_the_weights_that_were_evaluated(tmp_path
     for name, test_average in (("raw", False), ("average", True)):
         run(options(tmp_path / name, test_average=test_average))
         best = read_arrays(tmp_path / name / BEST)
-        count = json.loads(str(best[CHECKPOINT]))["average_count"]
+        count = json.loads(best[CHECKPOINT].item())["average_count"]
         weights, about = load_weights(tmp_path / name / BEST)
         assert about["weights"].startswith("average" if test_average else "as trained")
         for key, value in weights.items():
@@ -251,7 +251,7 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(whole: Path) -> None:
 
 def test_two_processes_do_not_train_in_one_directory(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    descriptor = checkpoint_module._lock(tmp_path / "run")
+    descriptor = directory_module._lock(tmp_path / "run")
     with pytest.raises(CheckpointError, match="another process is training there"):
         go_on(tmp_path / "run")
     os.close(descriptor)
@@ -291,7 +291,7 @@ def test_whoever_went_back_is_not_sent_to_what_is_damaged(whole: Path, tmp_path:
 
 def test_the_best_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later epoch that is better than the file, if worse than what could not be written, replaces it."""
-    accuracies, plain, tries = (0.3, 0.9, 0.8, 0.5), checkpoint_module.save_checkpoint, []
+    accuracies, plain, tries = (0.3, 0.9, 0.8, 0.5), directory_module.save_checkpoint, []
 
     def save(path: Path, *rest: Any) -> None:
         if path.name == BEST:
@@ -300,20 +300,20 @@ def test_the_best_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 raise FileError(f"{path} could not be written")
         plain(path, *rest)
 
-    monkeypatch.setattr(checkpoint_module, "save_checkpoint", save)
-    monkeypatch.setattr(checkpoint_module.Keeper, "_accuracy", lambda _, epoch: accuracies[epoch.number - 1])
+    monkeypatch.setattr(directory_module, "save_checkpoint", save)
+    monkeypatch.setattr(directory_module.RunDirectory, "_accuracy", lambda _, epoch: accuracies[epoch.number - 1])
     run(options(tmp_path / "run"))
     assert open_checkpoint(tmp_path / "run" / BEST).state["step"] == 3 * STEPS
 
 
 def test_weights_that_could_not_be_read_again_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"m\.pt: weights are written as"):
-        run(options(tmp_path / "run", weights=tmp_path / "m.pt"))
+        run(options(tmp_path / "run", save=tmp_path / "m.pt"))
     assert not (tmp_path / "run").exists()
 
 
 def test_without_a_directory_nothing_but_the_weights_is_written(tmp_path: Path) -> None:
-    run(Run(recipe=Recipe(epochs=1, batch_size=8), weights=tmp_path / "w.npz", quiet=True))
+    run(Run(recipe=Recipe(epochs=1, batch_size=8), save=tmp_path / "w.npz", quiet=True))
     assert os.listdir(tmp_path) == ["w.npz"]
 
 
@@ -333,9 +333,9 @@ def test_options_that_contradict_the_checkpoint_are_all_named(whole: Path) -> No
 
 
 def test_options_that_change_no_result_may_be_given_anew(whole: Path) -> None:
-    given = {"save_every": 9, "keep": 7, "quiet": False, "weights": Path("w"), "data": "elsewhere", "out": whole}
+    given = {"save_every": 9, "keep": 7, "quiet": False, "save": Path("w"), "data": "elsewhere", "out": whole}
     own = resumed(open_checkpoint(whole), given)
-    assert (own.save_every, own.keep, own.quiet, own.weights) == (9, 7, False, Path("w"))
+    assert (own.save_every, own.keep, own.quiet, own.save) == (9, 7, False, Path("w"))
     assert (own.data, own.out, own.recipe) == ("elsewhere", whole, RECIPE)
 
 
@@ -375,7 +375,8 @@ def test_files_are_known_by_their_names_in_order() -> None:
     prints = []
     for files in (images, np.array(["there/train/a/1.png", "there/train/b/2.png"], object), images[::-1]):
         pictures = dataclasses.replace(first, images=Pictures(files, Preprocessing((4, 4))), labels=np.array([0, 1]))
-        prints.append(run_module.fingerprint(pictures, np.zeros(3), np.ones(3)))
+        sets = run_module.Sets(pictures, pictures, pictures, "test", np.zeros(3), np.ones(3))
+        prints.append(run_module.fingerprint(sets))
     assert prints[0] == prints[1]
     assert prints[0] != prints[2]
 
