@@ -32,7 +32,13 @@ def rows(x: Array) -> Array:
     image, channel, row, column = x.strides
     step = column if w > 1 else row if h > 1 else image if n > 1 else 0
     regular = (w == 1 or column == step) and (h == 1 or row == w * step) and (n == 1 or image == h * w * step)
-    if not regular or (c > 1 and channel != x.itemsize) or step < c * x.itemsize or step % x.itemsize or not x.flags.writeable:
+    if (
+        not regular
+        or (c > 1 and channel != x.itemsize)
+        or step < c * x.itemsize
+        or step % x.itemsize
+        or not x.flags.writeable
+    ):
         return by_pixel.copy("C").reshape(n * h * w, c)
     return np.lib.stride_tricks.as_strided(x, (n * h * w, step // x.itemsize), (step, x.itemsize))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,3 @@ def take(turn: Array) -> int:
     """The number of the next block that no thread has taken, or −1. turn: blocks taken, blocks in all."""
     block = fetch_and_add(turn, 0, 1)
     return block if block < turn[1] else -1
-
-
-@compiled
-def taken(turn: Array) -> Iterator[int]:
-    """The numbers of blocks, as this thread takes them, until none is left."""
-    block = take(turn)
-    while block >= 0:
-        yield block
-        block = take(turn)

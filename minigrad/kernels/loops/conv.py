@@ -28,7 +28,7 @@ from minigrad.kernels.loops.blas import (
     product,
 )
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, block_rows, flat, matrix, rows, spread
-from minigrad.kernels.loops.compiled import compiled, taken
+from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import (
     add_lanes,
     apply,
@@ -97,7 +97,8 @@ def convolve(turn, holders, x, c, filters, by_rows, norm, relu, y, counts, means
     o, total = len(filters) if by_rows else filters.shape[1], len(y) // ow
     parts = -(-o // columns)
     hold(holders)
-    for task in taken(turn):
+    task = take(turn)
+    while task >= 0:
         block, start = task // parts, task % parts * columns
         first, last, stop = block * step, min(block * step + step, total), min(start + columns, o)
         source = x[first * ow : last * ow] if is_pointwise(window) else im2col(x, c, window, first, last, 0)
@@ -111,6 +112,7 @@ def convolve(turn, holders, x, c, filters, by_rows, norm, relu, y, counts, means
         if len(means):
             moments(out, means[block, start:stop], squares[block, start:stop])
             counts[block] = len(out)
+        task = take(turn)
     let_go(holders)
 
 
@@ -166,7 +168,8 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, turned, dx, dws, mirror,
     oh, ow, kh, _, _, _, ph, _, h, w = mirror
     total, k, lanes, parts = len(dx) // w, len(turned), len(dws), -(-c // columns)
     hold(holders)
-    for task in taken(turn):
+    task = take(turn)
+    while task >= 0:
         lane, start, stop = task // parts, task % parts * columns, min(task % parts * columns + columns, c)
         for block in range(lane, -(-total // step), lanes):
             first, last = block * step, min(block * step + step, total)
@@ -177,6 +180,7 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, turned, dx, dws, mirror,
             own, pixels = x[first * w : last * w, start:stop], (last - first) * w
             product(patches, turned[:, start:stop], dx[first * w : last * w, start:stop], k)
             add_product_of_transposed(patches, own, 0.0 if block == lane else 1.0, dws[lane, :, start:stop], pixels)
+        task = take(turn)
     let_go(holders)
 
 
@@ -186,12 +190,14 @@ def filter_gradient(turn, holders, dz, o, y, norm, x, c, dws, window, step):
     ow = window[9]
     total, lanes = len(dz) // ow, len(dws)
     hold(holders)
-    for lane in taken(turn):
+    lane = take(turn)
+    while lane >= 0:
         for block in range(lane, -(-total // step), lanes):
             first, last = block * step, min(block * step + step, total)
             dy = upstream(dz, o, y, norm, first * ow, last * ow)
             patches = x[first * ow : last * ow] if is_pointwise(window) else im2col(x, c, window, first, last, 0)
             add_product_of_transposed(dy, patches, 0.0 if block == lane else 1.0, dws[lane], (last - first) * ow)
+        lane = take(turn)
     let_go(holders)
 
 
@@ -200,7 +206,8 @@ def input_gradient(turn, holders, dy, o, filters, c, dx, window, step):
     """dx of each image: the pixels of dy times the filters (O, KH·KW·C), added up where their windows were."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
     hold(holders)
-    for i in taken(turn):
+    i = take(turn)
+    while i >= 0:
         dx[i * h * w : (i + 1) * h * w] = 0
         for top in range(0, oh, step):
             first, last = i * oh + top, i * oh + min(top + step, oh)
@@ -213,6 +220,7 @@ def input_gradient(turn, holders, dy, o, filters, c, dx, window, step):
                         target, source = dx[(i * h + a + u) * w + b + v], patches[m, (u * kw + v) * c :]
                         for q in range(c):
                             target[q] += source[q]
+        i = take(turn)
     let_go(holders)
 
 
@@ -220,22 +228,26 @@ def input_gradient(turn, holders, dy, o, filters, c, dx, window, step):
 def turn_filters(turn, filters, scale, step, turned):
     """(O, KH·KW, C) turned by 180°, times a number for each, inputs and outputs exchanged: (KH·KW·O, C)."""
     o, k, c = filters.shape
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for f in range(block * step, min(block * step + step, o)):
             for t in range(k):
                 source, target = filters[f, t], turned[(k - 1 - t) * o + f]
                 for q in range(c):
                     target[q] = source[q] * scale[f]
+        block = take(turn)
 
 
 @compiled
 def turn_back(turn, dws, scale, step, dw):
     """The sum over lanes of gradients (KH·KW·O, C) of turned filters, times a number for each: (O, KH·KW, C) again."""
     o, k, c = dw.shape
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for f in range(block * step, min(block * step + step, o)):
             for t in range(k):
                 add_lanes(dws[:, (k - 1 - t) * o + f], scale[f], dw[f, t])
+        block = take(turn)
 
 
 def turned_filters(weight: Array, scale: Array) -> Array:

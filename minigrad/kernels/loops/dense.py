@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.kernels.loops.blas import gemm, hold, holders, let_go
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, rows, spread
-from minigrad.kernels.loops.compiled import compiled, taken
+from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.layout import Array, elementwise, empty, empty_images
 from minigrad.random import Key, uniform
 
@@ -14,11 +14,13 @@ from minigrad.random import Key, uniform
 @compiled
 def put(turn, x, c, y, start, step):
     """Channels start … start + c − 1 of y are those of x."""
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step, min(block * step + step, len(x))):
             source, target = x[m], y[m, start:]
             for q in range(c):
                 target[q] = source[q]
+        block = take(turn)
 
 
 def concat(xs: list[Array]) -> Array:
@@ -34,21 +36,25 @@ def concat(xs: list[Array]) -> Array:
 @compiled
 def plus(turn, a, b, out, c, step):
     """out = a + b."""
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step, min(block * step + step, len(out))):
             left, right, target = a[m], b[m], out[m]
             for q in range(c):
                 target[q] = left[q] + right[q]
+        block = take(turn)
 
 
 @compiled
 def accumulate(turn, x, total, c, step):
     """total += x. In place by one name: of overlapping arrays under two LLVM makes no vector loop."""
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step, min(block * step + step, len(total))):
             source, target = x[m], total[m]
             for q in range(c):
                 target[q] += source[q]
+        block = take(turn)
 
 
 def add(a: Array, b: Array, out: Array | None) -> Array:
@@ -70,13 +76,15 @@ def products(turn, holders, a, at, b, bt, out, columns):
     n, k = out.shape[2], a.shape[1] if at else a.shape[2]
     parts = -(-n // columns)
     hold(holders)
-    for task in taken(turn):
+    task = take(turn)
+    while task >= 0:
         s, start = task // parts, task % parts * columns
         stop, right = min(start + columns, n), b[s % len(b)]
         if bt:
             gemm(a[s % len(a)], at, right[start:stop], True, 0.0, out[s, :, start:stop], k)
         else:
             gemm(a[s % len(a)], at, right[:, start:stop], False, 0.0, out[s, :, start:stop], k)
+        task = take(turn)
     let_go(holders)
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from minigrad.kernels.loops.blocks import chunk, rows, spread
-from minigrad.kernels.loops.compiled import compiled, taken
+from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.dense import concat
 from minigrad.layout import Array, empty_images
 
@@ -50,10 +50,12 @@ def moments(y, mean, square):
 @compiled
 def block_moments(turn, x, c, counts, means, squares, step):
     """The moments of each block."""
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         values = x[block * step : block * step + step, :c]
         moments(values, means[block], squares[block])
         counts[block] = len(values)
+        block = take(turn)
 
 
 @compiled
@@ -121,12 +123,14 @@ def apply(y, norm, relu):
 def affine(turn, x, norm, relu, y, step):
     """x·scale + shift of the rows of each block; then max(0, ·)."""
     zero, scale, shift = y.dtype.type(0), norm[0], norm[1]
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step, min(block * step + step, len(y))):
             source, target = x[m], y[m]
             for q in range(len(scale)):
                 value = source[q] * scale[q] + shift[q]
                 target[q] = zero if relu and value < zero else value
+        block = take(turn)
 
 
 def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, relu: bool) -> Array:
@@ -148,7 +152,8 @@ def batch_norm(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps
 def sums_of_gradient(turn, dz, x, norm, relu, mean, sums, step):
     """Σ g and Σ g·(x − mean) of each block, of g = dz where the ReLU let x pass, else 0."""
     zero, scale, shift = x.dtype.type(0), norm[0], norm[1]
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         first, second = np.zeros(len(scale)), np.zeros(len(scale))
         for m in range(block * step, min(block * step + step, len(x))):
             values, up = x[m], dz[m]
@@ -158,6 +163,7 @@ def sums_of_gradient(turn, dz, x, norm, relu, mean, sums, step):
                 first[q] += g
                 second[q] += np.float64(g) * (np.float64(value) - mean[q])
         sums[block, 0], sums[block, 1] = first, second
+        block = take(turn)
 
 
 @compiled
@@ -225,13 +231,15 @@ def upstream(dz, o, y, norm, first, last):
 @compiled
 def scaled_upstream(turn, dz, c, x, norm, scale, dx, step):
     """dx = scale · (g + x·slope + level)."""
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         first, last = block * step, min(block * step + step, len(x))
         dy = upstream(dz, c, x, norm, first, last)
         for m in range(first, last):
             source, target = dy[m - first], dx[m]
             for q in range(c):
                 target[q] = source[q] * scale[q]
+        block = take(turn)
 
 
 def gradient_of(dz: Array, x: Array, norm: Array, scale: Array) -> Array:
@@ -294,7 +302,8 @@ def lrn_rows(turn, dy, x, c, size, alpha, beta, k, y, step):
     dx = dy · d^−beta − 2·alpha·beta / size · x · Σ dy·x·d^−(beta + 1), over the mirrored neighbours."""
     squares, d, through = np.empty(c, x.dtype), np.empty(c, x.dtype), np.empty(c, x.dtype)
     backward = len(dy) > 0
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step, min(block * step + step, len(y))):
             values, target = x[m], y[m]
             for q in range(c):
@@ -310,6 +319,7 @@ def lrn_rows(turn, dy, x, c, size, alpha, beta, k, y, step):
                 window_sums(squares, (size - 1) // 2, size // 2, through)
                 for q in range(c):
                     target[q] -= 2 * alpha * beta / size * values[q] * through[q]
+        block = take(turn)
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.kernels.loops.blocks import flat, rounded, rows, spread
-from minigrad.kernels.loops.compiled import compiled, taken
+from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.layout import Array, Window, empty, empty_images
 
 BLOCK = 1 << 15  # values of one block
@@ -21,7 +21,8 @@ def block_of(total: int, values: int) -> int:
 def maxima(turn, x, c, y, winners, window, step):
     """The maximum of each window (NaN if there is one), and the number of the first cell that has it."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step * ow, min(block * step + step, len(y) // ow) * ow):
             i, top, left, begun = m // (oh * ow), m // ow % oh * sh - ph, m % ow * sw - pw, False
             out, best = y[m], winners[m % len(winners)]
@@ -34,6 +35,7 @@ def maxima(turn, x, c, y, winners, window, step):
                         if len(best):
                             best[q] = number if larger else best[q]
                     begun = True
+        block = take(turn)
 
 
 @compiled
@@ -41,7 +43,8 @@ def maxima_dx(turn, dy, c, winners, dx, window, step):
     """Every pixel gathers from the windows that it won."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
     zero = dx.dtype.type(0)
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step * w, min(block * step + step, len(dx) // w) * w):
             i, a, b, total = m // (h * w), m // w % h + ph, m % w + pw, dx[m]
             total[:] = zero
@@ -51,6 +54,7 @@ def maxima_dx(turn, dy, c, winners, dx, window, step):
                     up, best = dy[(i * oh + j) * ow + k], winners[(i * oh + j) * ow + k]
                     for q in range(c):
                         total[q] += up[q] if best[q] == number else zero
+        block = take(turn)
 
 
 def pooled(x: Array, window: Window, winners: Array) -> Array:
@@ -91,7 +95,8 @@ def share(window, count_padding, j, k):
 def means(turn, x, c, y, count_padding, window, step):
     """The sum over each window times its share."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step * ow, min(block * step + step, len(y) // ow) * ow):
             i, j, k, out = m // (oh * ow), m // ow % oh, m % ow, y[m]
             top, left, factor = j * sh - ph, k * sw - pw, y.dtype.type(share(window, count_padding, j, k))
@@ -103,13 +108,15 @@ def means(turn, x, c, y, count_padding, window, step):
                         out[q] += cell[q]
             for q in range(c):
                 out[q] *= factor
+        block = take(turn)
 
 
 @compiled
 def means_dx(turn, dy, c, dx, count_padding, window, step):
     """Every pixel gathers its share from the windows that it is in."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for m in range(block * step * w, min(block * step + step, len(dx) // w) * w):
             i, a, b, total = m // (h * w), m // w % h + ph, m % w + pw, dx[m]
             total[:] = 0
@@ -118,6 +125,7 @@ def means_dx(turn, dy, c, dx, count_padding, window, step):
                     up, factor = dy[(i * oh + j) * ow + k], dx.dtype.type(share(window, count_padding, j, k))
                     for q in range(c):
                         total[q] += up[q] * factor
+        block = take(turn)
 
 
 def avg_pool(x: Array, window: Window, count_padding: bool) -> Array:

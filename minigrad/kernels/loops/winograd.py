@@ -45,7 +45,7 @@ import numpy as np
 
 from minigrad.kernels.loops.blas import add_product_of_transposed, gemm, hold, holders, let_go, product
 from minigrad.kernels.loops.blocks import LANES, flat, matrix, rounded, rows, spread
-from minigrad.kernels.loops.compiled import compiled, taken
+from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import add_lanes, merged, moments, room_for_moments, upstream
 from minigrad.layout import Array, Window, empty, empty_images
 
@@ -105,7 +105,14 @@ def along(step):
     def seen(d, at):
         """Six vectors times Bᵀ, in their place."""
         for i in range(at, at + V):
-            d0, d1, d2, d3, d4, d5 = d[i], d[i + step], d[i + 2 * step], d[i + 3 * step], d[i + 4 * step], d[i + 5 * step]
+            d0, d1, d2, d3, d4, d5 = (
+                d[i],
+                d[i + step],
+                d[i + 2 * step],
+                d[i + 3 * step],
+                d[i + 4 * step],
+                d[i + 5 * step],
+            )
             even_a, odd_a, even_b, odd_b = d4 - B2 * d2, A * (d3 - B2 * d1), d4 - A2 * d2, B * (d3 - A2 * d1)
             d[i], d[i + step], d[i + 2 * step] = P * d0 - S * d2 + d4, even_a + odd_a, even_a - odd_a
             d[i + 3 * step], d[i + 4 * step], d[i + 5 * step] = even_b + odd_b, even_b - odd_b, P * d1 - S * d3 + d5
@@ -114,7 +121,14 @@ def along(step):
     def made_4(d, at):
         """Six vectors times Aᵀ: four in the place of the first of them."""
         for i in range(at, at + V):
-            m0, m1, m2, m3, m4, m5 = d[i], d[i + step], d[i + 2 * step], d[i + 3 * step], d[i + 4 * step], d[i + 5 * step]
+            m0, m1, m2, m3, m4, m5 = (
+                d[i],
+                d[i + step],
+                d[i + 2 * step],
+                d[i + 3 * step],
+                d[i + 4 * step],
+                d[i + 5 * step],
+            )
             s1, s2, d1, d2 = m1 + m2, m3 + m4, A * (m1 - m2), B * (m3 - m4)
             d[i], d[i + step], d[i + 2 * step] = m0 + s1 + s2, d1 + d2, A2 * s1 + B2 * s2
             d[i + 3 * step] = A2 * d1 + B2 * d2 + m5
@@ -273,7 +287,8 @@ def filter_planes(turn, weight, scale, turned, g, step, out):
     """GgGᵀ of every filter (O, k, k, C), turned by 180° if asked, times its scale: a plane for each cell, (O, C)."""
     o, k, _, c = weight.shape
     down = np.empty((6, k, c), weight.dtype)
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for f in range(block * step, min(block * step + step, o)):
             down[:] = 0
             for p in range(6):
@@ -290,6 +305,7 @@ def filter_planes(turn, weight, scale, turned, g, step, out):
                     factor, source = g[p % 6, v], down[p // 6, v]
                     for q in range(c):
                         line[q] += factor * source[q]
+        block = take(turn)
 
 
 @compiled
@@ -297,7 +313,8 @@ def filter_gradients(turn, dus, scale, g, step, out):
     """GᵀdUG of the sum over lanes, times a number for each filter, turned back: (O, k, k, C)."""
     o, k, _, c = out.shape
     across, total = np.empty((6, k, c), out.dtype), np.empty(c, out.dtype)
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         for f in range(block * step, min(block * step + step, o)):
             across[:] = 0
             for p in range(36):
@@ -314,6 +331,7 @@ def filter_gradients(turn, dus, scale, g, step, out):
                         factor, source = g[p, u], across[p, v]
                         for q in range(c):
                             line[q] += factor * source[q]
+        block = take(turn)
 
 
 def transformed(weight: Array, scale: Array, turned: bool) -> Array:
@@ -336,7 +354,8 @@ def convolve(turn, holders, x, c, u, norm, relu, y, means, squares, counts, wind
     o, th, tw = u.shape[1], -(-oh // size), -(-ow // size)
     total = len(y) // (oh * ow) * th
     hold(holders)
-    for block in taken(turn):
+    block = take(turn)
+    while block >= 0:
         first, last = block * step, min(block * step + step, total)
         v = inputs(x, c, (h, w, ph, pw, th, tw), size, first, last, 0)
         m = np.empty((36, (last - first) * tw, o), x.dtype)
@@ -347,6 +366,7 @@ def convolve(turn, holders, x, c, u, norm, relu, y, means, squares, counts, wind
             start, end = first // th * oh + first % th * size, last // th * oh + last % th * size
             counts[block] = (end - start) * ow
             moments(y[start * ow : end * ow], means[block], squares[block])
+        block = take(turn)
     let_go(holders)
 
 
@@ -357,7 +377,8 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, u, dx, dus, mirror, size
     th, tw, lanes = -(-h // size), -(-w // size), len(dus)
     total = len(dx) // (h * w) * th
     hold(holders)
-    for lane in taken(turn):
+    lane = take(turn)
+    while lane >= 0:
         for block in range(lane, -(-total // step), lanes):
             first, last = block * step, min(block * step + step, total)
             begin = first // th * oh + max(0, first % th * size - ph)  # the rows of dy that are seen
@@ -370,6 +391,7 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, u, dx, dus, mirror, size
                 product(v[p], u[p], m[p], o)
                 add_product_of_transposed(v[p], xs[p], 0.0 if block == lane else 1.0, dus[lane, p], n)
             outputs(m, c, (h, w, 0, 0, th, tw), size, first, last, norm[:0], False, dx)
+        lane = take(turn)
     let_go(holders)
 
 
@@ -389,7 +411,9 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     step = tile_rows(n, down, across, c + o, x.itemsize)
     blocks = -(-n * down // step)
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
-    spread(convolve, blocks, holders, rows(x), c, u, norm, relu, rows(y), means, squares, counts, flat(window), size, step)
+    spread(
+        convolve, blocks, holders, rows(x), c, u, norm, relu, rows(y), means, squares, counts, flat(window), size, step
+    )
     return (y, *merged(means, squares, counts)) if statistics else y
 
 
