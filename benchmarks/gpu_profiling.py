@@ -21,7 +21,8 @@ from benchmarks.ours import OnGpu
 from benchmarks.profiling import layer_rows, replaced
 from minigrad import set_backend, set_precision, summary
 from minigrad.backend import default_module
-from minigrad.kernels import cublas, cupy_
+from minigrad.kernels.cuda import conv, cublas, dense, norm, optim, pictures, pool
+from minigrad.kernels.cuda.launch import launch
 
 AGAIN = 10  # launches between two events, where they are not to be quick
 HELD = 3.0  # milliseconds for which the GPU is kept busy while the host tells it of them
@@ -85,7 +86,7 @@ def ceilings(job: Job) -> Record:
             found["products"].append({"n": n, "precision": precision, "tflops": 2 * n**3 / ms / 1e9})
     a, b, out = (cupy.ones((32, 32), np.float32) for _ in range(3))
     calls = {
-        "a kernel of ours": lambda: cupy_.launch("matrix", "add_bias", a, 32, 32, a, b[0], 32, 32),
+        "a kernel of ours": lambda: launch("dense", "add_bias", a, 32, 32, a, b[0], 32, 32),
         "a product": lambda: cublas.product(a, b, out),
         "a function of CuPy, into an array": lambda: cupy.add(a, b, out=out),
         "an operator of CuPy": lambda: a + b,
@@ -152,7 +153,10 @@ def profile(job: Job) -> Record:
 
 
 # What starts kernels and products of ours; CuPy's own functions start theirs unseen.
-DOORS: list[tuple[Any, str]] = [(cupy_, "launch"), (cupy_, "product")]
+DOORS: list[tuple[Any, str]] = [
+    *((room, "launch") for room in (conv, norm, pool, dense, pictures, optim)),
+    *((room, "product") for room in (conv, dense)),
+]
 
 
 def launch_rows(network: OnGpu, clock: Clock) -> list[Record]:

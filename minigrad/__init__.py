@@ -25,6 +25,7 @@ Looking at a network
 The machine
     set_backend        NumPy or CuPy, and which GPU, for the tensors made from now on
     set_precision      float32 or TF32 for products on a GPU
+    set_kernels        which module of kernels computes: the textbook, or a faster one
     num_threads        how many threads work
     set_num_threads    another number: another speed, the same bits
 """
@@ -32,6 +33,7 @@ The machine
 from minigrad import nn, ops, optim, random, schedule
 from minigrad.backend import set_backend, set_precision
 from minigrad.gradcheck import gradcheck
+from minigrad.kernels import set_kernels
 from minigrad.summary import summary
 from minigrad.tensor import Tensor, no_grad, record
 from minigrad.threads import num_threads, set_num_threads
@@ -53,6 +55,7 @@ __all__ = [
     "record",
     "schedule",
     "set_backend",
+    "set_kernels",
     "set_num_threads",
     "set_precision",
     "summary",

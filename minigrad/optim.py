@@ -170,7 +170,9 @@ class Optimizer:
     def _row(self, i: int, slot: Slot) -> list[Array | None] | None:
         """On a GPU: the arrays of this parameter for the launch that updates all; None where they do not fit in."""
         p, g = slot.param.data, slot.param.grad
-        if isinstance(p, np.ndarray) or not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
+        if not hasattr(kernels(p), "Together"):
+            return None
+        if not vars(type(self)).get("kernel"):  # not inherited: `_update` may be another
             return None
         if self.together is None:
             self.together = kernels(p).Together(self.kernel, [slot.param.data for slot in self.slots])
@@ -519,7 +521,7 @@ class ClipByNorm:
         if not params:
             return np.zeros(())
         xp = array_module(params[0].grad)
-        if xp is not np and len({p.grad.dtype for p in params}) == 1:
+        if hasattr(kernels(params[0].grad), "clip") and len({p.grad.dtype for p in params}) == 1:
             return self._at_once(params)
         if capturing(xp):
             raise BackendError("the gradients are of several dtypes, and no kernel clips these together")

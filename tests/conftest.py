@@ -15,9 +15,9 @@ from kernel_cases import TOLERANCE, Case, Check, arguments, assert_close, bring_
 from leaves import Make, leaf_on
 
 from minigrad import backend
-from minigrad.kernels import kernels
+from minigrad.kernels import kernels, set_kernels
 
-MODULES = {"numpy": "numpy", "fake_cupy": "cupy", "cupy": "cupy"}
+MODULES = {"numpy": "numpy", "textbook": "numpy", "fake_cupy": "cupy", "cupy": "cupy"}
 
 
 @functools.cache
@@ -27,11 +27,12 @@ def reason_against_cupy() -> str:
     return "" if code == "ok" else sentence
 
 
-@pytest.fixture(params=["numpy", "fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "textbook", "fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The array module of one backend, which is also where new tensors are made until the test ends.
 
     numpy       the host
+    textbook    the same, with the textbook's kernels
     fake_cupy   a stand-in that refuses what CuPy refuses; it is `cupy` for the time of the test
     cupy        the GPU; skipped with the reason where there is none
     """
@@ -43,7 +44,10 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
     backend.set_backend(MODULES[request.param])
     if request.param == "fake_cupy":
         fake_cupy.SYNCS.clear()  # set_backend's own smoke test reads one number back
+    if request.param == "textbook":
+        set_kernels("textbook")
     yield importlib.import_module(MODULES[request.param])
+    set_kernels(None)
     backend.set_backend(before[0])
     backend.set_precision(before[1])
 
@@ -53,9 +57,19 @@ def xp(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def k(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, xp: Any) -> Any:
-    """The kernel module for xp's arrays; "reversed" runs the threads of CUDA kernels last to first."""
+    """The kernel module for xp's arrays, or the textbook; "reversed" runs the threads of CUDA kernels last to first."""
     monkeypatch.setattr(cuda_on_cpu, "REVERSED", request.param == "reversed")
+    if request.param == "textbook":
+        set_kernels("textbook")
     return kernels(xp.zeros(1))
+
+
+@pytest.fixture(params=["default", "textbook"])
+def host_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that asks for no `xp` once with each module of kernels for host arrays."""
+    set_kernels(None if request.param == "default" else request.param)
+    yield
+    set_kernels(None)
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -1,4 +1,4 @@
-"""cuBLAS on the CPU: the five functions that minigrad/kernels/cublas.py calls, over the host memory of fake_cupy.
+"""cuBLAS on the CPU: the five functions that minigrad/kernels/cuda/cublas.py calls, over the host memory of fake_cupy.
 
 They are C functions with the types of NVIDIA's cublas_api.h, so that a call goes through ctypes as on a GPU. What is
 asked for is checked as cuBLAS checks it (sizes, distances, types), and beyond: an address must lie in an array that is

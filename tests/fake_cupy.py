@@ -37,7 +37,7 @@ import cuda_on_cpu
 import fake_graph
 import numpy as np
 
-from minigrad.kernels import cublas
+from minigrad.kernels.cuda import cublas
 
 __version__ = "14.2.0"  # of CuPy, what it lacks and refuses
 
@@ -547,6 +547,7 @@ class _Runtime:
     driver = 13020
     needed = 13020
     devices = 1
+    is_hip = False
     free = 79 * 10**9  # bytes
     current = 0
     error: int | None = None  # the status with which getDeviceCount fails

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import plain_loops
 import pytest
 
 from minigrad.backend import to_host
-from minigrad.kernels import reference
 from minigrad.layout import Array, Window, images, pixels
 from minigrad.random import Key, integers, normal
 
@@ -92,7 +92,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
     if case.name == "move_running":
         channels = (shape[1],)
         running = data("running_mean", channels), 1 + data("running_var", channels) ** 2
-        return (*running, *reference.statistics(x), x.size // shape[1], *options)
+        return (*running, *plain_loops.statistics(x), x.size // shape[1], *options)
     if case.name in ("statistics", "lrn"):
         return (x, *options)
     if case.name == "lrn_dx":
@@ -101,8 +101,8 @@ def arguments(case: Case) -> tuple[Any, ...]:
         channels = (shape[1],)
         affine = data("gamma", channels), data("beta", channels)
         if case.name == "batch_norm":
-            return (x, *reference.statistics(x), *affine, *options)
-        return (data("dy", shape, "offset"), x, *reference.statistics(x), *affine, *options)
+            return (x, *plain_loops.statistics(x), *affine, *options)
+        return (data("dy", shape, "offset"), x, *plain_loops.statistics(x), *affine, *options)
     window = case.window
     outputs = case.filters if case.name.startswith("conv") else shape[1]
     weight = data("weight", (outputs, shape[1], *window.kernel))
@@ -111,7 +111,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
         y = data("y", dy.shape)  # any images do for those whose statistics the gradient goes through
         ends = (0, *np.cumsum(options, dtype=int), outputs)  # options: the widths of all parts but the last
         dzs = [dy[:, start:end] for start, end in itertools.pairwise(ends)]
-        numbers = *reference.statistics(y), data("gamma", (outputs,)), data("beta", (outputs,)), 1e-3
+        numbers = *plain_loops.statistics(y), data("gamma", (outputs,)), data("beta", (outputs,)), 1e-3
         if case.name == "conv_bn_relu":
             return x, weight, window, *numbers
         return dzs, x, weight, window, y, *numbers, True
@@ -132,7 +132,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
 def expected(case: Case) -> tuple[Array, ...]:
     """The results of the definition in float64. Large windows are too slow for loops: see `by_shifts`."""
     by_loops = np.prod(case.shape) < 10_000 or case.name not in (*WINDOWED, *FUSED)
-    return as_tuple(function_of(reference, case.name)(*arguments(case)) if by_loops else by_shifts(case))
+    return as_tuple(function_of(plain_loops, case.name)(*arguments(case)) if by_loops else by_shifts(case))
 
 
 def function_of(module: Any, name: str) -> Callable[..., Any]:
@@ -196,7 +196,7 @@ def bring_all(
             return value
         return bring(xp, value.astype(to) if value.dtype.kind == "f" else value, layout)
 
-    names = inspect.signature(getattr(reference, name)).parameters
+    names = inspect.signature(getattr(plain_loops, name)).parameters
     return [
         move(value, mean_dtype if parameter in ("mean", "var") else dtype)
         for parameter, value in zip(names, args, strict=True)
@@ -237,9 +237,12 @@ Check = Callable[..., None]
 
 BACKENDS = [  # where the arrays live, and the module that computes
     pytest.param("numpy", "table", id="numpy"),
+    pytest.param("numpy", "textbook", id="textbook"),
     pytest.param("fake_cupy", "table", id="fake_cupy"),
+    pytest.param("fake_cupy", "textbook", id="textbook on fake_cupy"),
     pytest.param("cupy", "table", id="cupy", marks=pytest.mark.gpu),
     pytest.param("fake_cupy", "reversed", id="fake_cupy reversed"),
+    pytest.param("cupy", "textbook", id="textbook on cupy", marks=pytest.mark.gpu),
 ]
 on_every_backend = pytest.mark.parametrize(("xp", "k"), BACKENDS, indirect=True)
 
@@ -391,13 +394,13 @@ def by_shifts(case: Case) -> tuple[Array, ...]:
         return conv2d_dx(dy, weight), *conv2d_dw(dy, x)
     if name == "conv_bn_relu":
         x, weight, _, *rest = args
-        return (reference.batch_norm(conv2d(x, weight, np.zeros(len(weight))), *rest, True),)
+        return (plain_loops.batch_norm(conv2d(x, weight, np.zeros(len(weight))), *rest, True),)
     if name == "conv2d_statistics":
         y = conv2d(*args[:2], np.zeros(len(args[1])))
         return y, y.mean((0, 2, 3)), y.var((0, 2, 3))
     if name == "conv_bn_relu_backward":
         dzs, x, weight, _, *rest = args
-        dy, dgamma, dbeta = reference.batch_norm_dx(np.concatenate(dzs, 1), *rest[:6], True, True)
+        dy, dgamma, dbeta = plain_loops.batch_norm_dx(np.concatenate(dzs, 1), *rest[:6], True, True)
         return conv2d_dx(dy, weight), conv2d_dw(dy, x)[0], dgamma, dbeta
     if name == "max_pool":
         return (windows(args[0], -np.inf).max((4, 5)),)

@@ -13,6 +13,8 @@ from minigrad.errors import GraphError, ShapeError
 from minigrad.random import Key, normal
 from minigrad.tensor import record_parts
 
+pytestmark = pytest.mark.usefixtures("host_kernels")
+
 
 def tensor(*shape: int, name: str = "x") -> Tensor:
     return Tensor(normal(Key(5).fold(name, *shape), shape), requires_grad=True)

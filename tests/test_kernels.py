@@ -1,7 +1,7 @@
-"""The kernel table: every fast kernel against the plain loops of `minigrad.kernels.reference`.
+"""The kernel table: the kernels of every module against `plain_loops`, the formulas with their sums as loops.
 
 Every call in this file also checks the contract: dtype in is dtype out, results are channels-last, inputs stay as
-they were. Host data are float64 arrays that hold float32 values, so one reference result serves both dtypes.
+they were. Host data are float64 arrays that hold float32 values, so one result of the loops serves both dtypes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 import numpy as np
+import plain_loops
 import pytest
 from kernel_cases import (
     CONVOLUTIONS,
@@ -37,7 +38,6 @@ from kernel_cases import (
 )
 
 from minigrad.backend import to_host
-from minigrad.kernels import reference
 from minigrad.layout import Window, filter_matrix
 from minigrad.random import Key, normal
 
@@ -106,7 +106,7 @@ def test_any_strides(check: Check, case: Case, layout: str) -> None:
 @on_every_backend
 def test_every_module_has_the_whole_table(k: Any) -> None:
     for name in TABLE:
-        wanted, actual = (list(inspect.signature(getattr(module, name)).parameters) for module in (reference, k))
+        wanted, actual = (list(inspect.signature(getattr(module, name)).parameters) for module in (plain_loops, k))
         assert actual == wanted, name
 
 
@@ -177,7 +177,7 @@ def test_max_pool_lets_nan_through(k: Any, xp: Any, dtype: str) -> None:
     x[0, 1, 3, 4] = x[1, 2, 0, 0] = x[1, 0, 6, 8] = np.nan
     for window in (Window.of((7, 9), 3, 1, 1), Window.of((7, 9), 2, 2), Window.of((7, 9), 3, 2, 0, ceil_mode=True)):
         (y,) = call(k, "max_pool", bring_all(xp, "max_pool", (x, window), dtype), dtype)
-        np.testing.assert_array_equal(y, reference.max_pool(x, window))
+        np.testing.assert_array_equal(y, plain_loops.max_pool(x, window))
         assert np.isnan(y).any()
 
 
@@ -303,7 +303,7 @@ def test_statistics_keep_their_digits(k: Any, xp: Any, shape: tuple[int, ...], r
     """A variance is a small difference of large squares: Σx² − (Σx)² in float32 errs by 8 % at a mean/std of 300."""
     x = (normal(Key(3), shape) + ratio).astype(np.float32)
     mean, var = call(k, "statistics", [bring(xp, x)], "float32")
-    true_mean, true_var = reference.statistics(x)
+    true_mean, true_var = plain_loops.statistics(x)
     np.testing.assert_allclose(mean, true_mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(var, true_var, rtol=1e-6)
 
@@ -311,7 +311,7 @@ def test_statistics_keep_their_digits(k: Any, xp: Any, shape: tuple[int, ...], r
     gamma, beta = np.ones(4), np.zeros(4)
     args = bring_all(xp, "batch_norm", (x, true_mean, true_var, gamma, beta, 1e-5, False), "float32")
     (y,) = call(k, "batch_norm", args, "float32")
-    wanted = reference.batch_norm(x.astype(np.float64), true_mean, true_var, gamma, beta, 1e-5, False)
+    wanted = plain_loops.batch_norm(x.astype(np.float64), true_mean, true_var, gamma, beta, 1e-5, False)
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-6 * max(ratio, 1))
 
 
@@ -324,8 +324,8 @@ def test_column_sums_keep_their_digits(k: Any, xp: Any, shape: tuple[int, ...]) 
         args = bring_all(xp, case.name, arguments(case), "float32")
         db = call(k, case.name, args, "float32")[-1]
         np.testing.assert_allclose(db, arguments(case)[0].sum((0, 2, 3)), rtol=1e-6)
-    mean, var = reference.statistics(x)
+    mean, var = plain_loops.statistics(x)
     args = bring_all(xp, "batch_norm_dx", (dy * x, x, mean, var, np.ones(4), np.zeros(4), 1e-5, False, True), "float32")
     _, dgamma, _ = call(k, "batch_norm_dx", args, "float32")
-    wanted = reference.batch_norm_dx(dy * x, x, mean, var, np.ones(4), np.zeros(4), 1e-5, False, True)[1]
+    wanted = plain_loops.batch_norm_dx(dy * x, x, mean, var, np.ones(4), np.zeros(4), 1e-5, False, True)[1]
     np.testing.assert_allclose(dgamma, wanted, rtol=1e-6)

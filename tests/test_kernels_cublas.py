@@ -18,8 +18,8 @@ from kernel_cases import TOLERANCE, assert_close, data
 from minigrad import Tensor, ops
 from minigrad.backend import set_precision, to_host
 from minigrad.errors import BackendError, ShapeError
-from minigrad.kernels import cublas
-from minigrad.kernels.cublas import product
+from minigrad.kernels.cuda import cublas
+from minigrad.kernels.cuda.cublas import product
 from minigrad.layout import empty_images
 
 on_cupy = pytest.mark.parametrize("xp", ["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)

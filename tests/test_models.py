@@ -373,6 +373,7 @@ def drawn(model: nn.Module) -> nn.Module:
     ],
     ids=lambda value: "" if callable(value) else "×".join(map(str, value)),
 )
+@pytest.mark.usefixtures("host_kernels")
 def test_gradients_of_blocks(build: Any, shape: tuple[int, ...]) -> None:
     with seeded(0):
         block = drawn(build())
@@ -381,6 +382,7 @@ def test_gradients_of_blocks(build: Any, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", list_models())
+@pytest.mark.usefixtures("host_kernels")
 def test_gradients_of_every_row(name: str) -> None:
     """Each kind of module in the table once, at reduced width: rows that differ in their widths alone are one kind."""
     form, seen = create_model(name, width=0.25).form if name == "googlenet_small" else thin(name).form, set()
@@ -397,6 +399,7 @@ def test_gradients_of_every_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["inception_v3_cifar", "inception_v4_cifar", "inception_resnet_v2_cifar"])
+@pytest.mark.usefixtures("host_kernels")
 def test_gradients_of_whole_deep_networks(name: str) -> None:
     """From the pictures through up to 246 convolutions, with the head."""
     model = drawn(thin(name, aux_logits=True, num_classes=4, dropout=0.3))
@@ -407,6 +410,7 @@ def test_gradients_of_whole_deep_networks(name: str) -> None:
     gradcheck(model, x, parameters=model.parameters(), steps=(1e-8, 1e-9, 1e-10))
 
 
+@pytest.mark.usefixtures("host_kernels")
 def test_gradients_of_the_embedding() -> None:
     model = drawn(thin("inception_resnet_v1_facenet", num_classes=4))
     x = pictures(4, 112, dtype="float64")
@@ -415,6 +419,7 @@ def test_gradients_of_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.usefixtures("host_kernels")
 def test_gradients_of_the_whole_network(mode: str) -> None:
     """198 parameters and two heads through one random direction: a wrong sign anywhere shows."""
     model = drawn(create_model("googlenet_small", aux_logits=True, num_classes=4, dropout=0.3)).train(mode == "train")

@@ -13,6 +13,8 @@ from minigrad import Tensor, nn, no_grad, ops
 from minigrad.errors import ShapeError
 from minigrad.random import Key, integers, normal
 
+pytestmark = pytest.mark.usefixtures("host_kernels")
+
 
 def step(model: nn.Module, labels: Any, size: int = 16, dtype: str = "float32") -> tuple[float, int]:
     """The loss of one step, and the bytes held between forward and backward."""

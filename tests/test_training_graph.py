@@ -24,7 +24,7 @@ from inception.training.graph import WARM_UP
 from inception.training.loop import Stopped, training_step
 from minigrad import nn, ops, watch
 from minigrad.backend import array_module, set_backend, set_precision, to_host
-from minigrad.kernels import cublas, cupy_
+from minigrad.kernels.cuda import cublas, launch
 from minigrad.random import Key, normal
 from minigrad.tensor import Tensor
 from minigrad.watch import untouched
@@ -98,7 +98,7 @@ def test_a_graph_trains_to_the_same_bits(xp: Any, recipe: Recipe, heads: bool) -
 @on_fake
 def test_an_average_may_begin_after_the_capture(xp: Any) -> None:
     """Its kernel is then loaded before: a capture cannot."""
-    cupy_.plan.cache_clear()  # as in a process where nothing has averaged yet
+    launch.plan.cache_clear()  # as in a process where nothing has averaged yet
     trained(True, RECIPES["average every fifth step"])
 
 

@@ -49,7 +49,7 @@ def open_feed(dataset: Dataset, augment: Augment | None, mean: np.ndarray, std: 
     return Resident(dataset, augment, mean, std, seed)
 
 
-# ---- On a GPU. A pixel travels as the byte that it is, and one kernel makes the batch of bytes (`cupy_.augment`). ----
+# ---- On a GPU. Pixels are uploaded as bytes, and one kernel, `augment`, makes a batch of them. ----
 
 
 class OnGpu(Feed):

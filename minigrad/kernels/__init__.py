@@ -1,9 +1,13 @@
-"""The kernel table: the same functions in three modules, chosen by the type of the array.
+"""The kernel table: the same functions in three modules, chosen by where an array lies.
 
-    reference   plain loops that follow the formula: the definition, and the tests' oracle
-    numpy_      pixel-matrix products over blocks of images, blocks spread over threads; 3×3 and 5×5
-                convolutions by way of `winograd` where that pays, which needs fewer multiplications
-    cupy_       the same on an NVIDIA GPU: products by cuBLAS, the rest by the CUDA kernels in `cuda/`
+    textbook    the formulas on whole arrays, for NumPy and CuPy alike: read it first. It runs any network on either
+                backend and needs nothing but NumPy or CuPy
+    loops       on the CPU, faster: pixel-matrix products over blocks of images, blocks spread over threads
+    cuda        on an NVIDIA GPU, faster: products by cuBLAS, the rest by CUDA kernels
+
+Host arrays go to `loops` where Numba can be imported, device arrays to `cuda` where its kernels can be compiled.
+Elsewhere the textbook computes, and one warning of the logger "minigrad", a line on stderr, says why. `set_kernels` and
+MINIGRAD_KERNELS choose a module by name.
 
 What has a window, a reduction over pixels or a fused form goes through this table; elementwise code elsewhere
 uses `array_module(x)` and needs no branch.
@@ -29,11 +33,10 @@ Sizes have been checked by the op that calls.
         dzs (N, Oᵢ, OH, OW), ΣOᵢ = O
     max_pool(x, window) -> y
         padding is −∞
-    max_pool_winners(x, window) -> y, [across, down]
-        max_pool, and where the maxima are: which cell of its row of the kernel has a row's maximum (N, C, H, OW), and
-        which row of the kernel has the window's (N, C, OH, OW); int8, the first of several equals
+    max_pool_winners(x, window) -> y, winners
+        max_pool, and a list of arrays from which the module's own max_pool_dx knows where the maxima are
     max_pool_dx(dy, winners, window) -> dx
-        dy goes to the winner, which is the window's first maximum in row-major order (or anywhere in it if one is NaN)
+        dy goes to the window's first maximum in row-major order (or anywhere in the window if one of its cells is NaN)
     avg_pool(x, window, count_padding) -> y
         the sum of the cells inside the image over their number, or over the number inside the padded image
     avg_pool_dx(dy, window, count_padding) -> dx
@@ -62,7 +65,7 @@ Sizes have been checked by the op that calls.
 
 `window` is a `minigrad.layout.Window`.
 
-In cupy_ alone, since the host is quick enough with the formulas as they stand in `optim` and in an average of weights:
+In `cuda` alone, since the host is quick enough with the formulas of `optim` and of an average of weights:
 
     Together(kernel, firsts): .takes(row, *arrays), .place(rows), .tell(rows), .upload(), .load(), .launch()
         sgd, rmsprop, adamw, muon or average, in place, over all parameters of a model in one launch; muon in two, with
@@ -70,28 +73,94 @@ In cupy_ alone, since the host is quick enough with the formulas as they stand i
     clip(together, gradients, into, max_norm) -> norm
         optim.clip_by_norm in two launches
 
-To add a kernel: a line here; plain loops in `reference`; the function in `numpy_` (and its name in numpy_/__init__.py)
-and in `cupy_`, with its source in cuda/; in tests/kernel_cases.py its arguments, a second plain definition if it has a
-window, and a case in ONE_OF_EACH and LARGE; then the op that calls it: see `minigrad.ops`. tests/test_kernels.py
-compares all modules on every kernel that it finds here.
+To add a kernel: a line here; its formula in `textbook`, the functions in `loops` and `cuda`; its arguments and a case
+in tests/kernel_cases.py, its plain loops in tests/plain_loops.py; then the op that calls it: see `minigrad.ops`.
+tests/test_kernels.py compares all modules on every kernel that it finds here.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
+import os
 from types import ModuleType
 
 import numpy as np
 
-from minigrad.kernels import numpy_
+from minigrad.backend import array_module, first_line
+from minigrad.errors import BackendError, no_such
 from minigrad.layout import Array
+
+MODULES = {
+    "textbook": "minigrad.kernels.textbook",
+    "loops": "minigrad.kernels.loops",
+    "cuda": "minigrad.kernels.cuda",
+}
+
+_wanted: str | None = None  # by set_kernels
+_chosen: dict[type, ModuleType] = {}  # by the type of an array
 
 
 def kernels(array: Array) -> ModuleType:
-    """The kernel module for an array: `numpy_` for host arrays, `cupy_` for device arrays."""
-    if isinstance(array, np.ndarray):
-        from minigrad.kernels import loops
+    """The kernel module for an array.
 
-        return loops
-    from minigrad.kernels import cupy_
+    Raises BackendError if array is none, or if MINIGRAD_KERNELS names a module that is unknown or cannot be used.
+    """
+    return _chosen.get(type(array)) or _choose(array)  # a training step asks hundreds of times
 
-    return cupy_
+
+def set_kernels(name: str | None) -> None:
+    """Compute with one kernel module from here on, "textbook", "loops" or "cuda"; None: see MINIGRAD_KERNELS again.
+
+    The textbook takes every array; "loops" is for host arrays alone, "cuda" for device arrays, and arrays of the other
+    kind go where they go by default.
+
+    Raises BackendError if the name is unknown, or if the module cannot be used here.
+    """
+    global _wanted
+    if name is not None:
+        _load(_known(name))
+    _wanted = name
+    _chosen.clear()
+
+
+def _choose(array: Array) -> ModuleType:
+    """`kernels` for a type of array that has not been met before."""
+    default = "loops" if array_module(array) is np else "cuda"
+    wanted = _wanted
+    if wanted is None and (given := os.environ.get("MINIGRAD_KERNELS")) is not None:
+        wanted = _known(given, "MINIGRAD_KERNELS: ")
+    module = _load(wanted) if wanted in ("textbook", default) else _load_or_textbook(default)
+    _chosen[type(array)] = module
+    return module
+
+
+def _known(name: str, source: str = "") -> str:
+    if name not in MODULES:
+        raise BackendError(source + no_such("kernel module", name, MODULES))
+    return name
+
+
+@functools.cache  # one warning
+def _load_or_textbook(name: str) -> ModuleType:
+    try:
+        return _load(name)
+    except BackendError as error:
+        logging.getLogger("minigrad").warning("minigrad computes with the slower textbook kernels: %s", error)
+        return _load("textbook")
+
+
+def _load(name: str) -> ModuleType:
+    """A kernel module; BackendError if it cannot be used here."""
+    if name == "loops":
+        try:
+            importlib.import_module("numba")
+        except Exception as error:  # a damaged package can raise anything
+            raise BackendError(
+                f"Numba cannot be imported, {first_line(error)}: pip install 'inception-minigrad[fast]'"
+            ) from None
+    module = importlib.import_module(MODULES[name])
+    if name == "cuda":
+        module.check_usable()
+    return module

@@ -1,4 +1,4 @@
-// What the kernels of this folder share. In front of it, cupy_.py defines
+// What the kernels of this folder share. In front of it, launch.py defines
 //
 //     T       float or double, as the images are
 //     Index   int, or long long where an array is too long for int

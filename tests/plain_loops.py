@@ -1,4 +1,4 @@
-"""The kernel table as plain loops: what each kernel means, and what the fast modules are tested against.
+"""The kernel table as plain loops, slow and independent of the package's kernels: the oracle that tests hold them to.
 
 Every function here is its formula with the sums written as `for`. Index names are those of the formulas:
 
