@@ -92,7 +92,9 @@ def test_report_of_a_gpu(
     """All parts; the tests are two of this file that need no GPU. What the CPU's report had stays."""
     pretend(RUNS_IT)
     monkeypatch.setattr(gpu_tests, "TOOLS", {"memcheck": gpu_tests.TOOLS["memcheck"]})
-    monkeypatch.setattr(gpu_tests, "CHECKED", ["-m", "gpu", "tests/test_kernels_cuda.py", "-k", "augment and float32 and not textbook"])
+    monkeypatch.setattr(
+        gpu_tests, "CHECKED", ["-m", "gpu", "tests/test_kernels_cuda.py", "-k", "augment and float32 and not textbook"]
+    )
     earlier = {"compare": {"machine": measure.machine(), "quick": False, "found": []}}
     (tmp_path / "results.json").write_text(json.dumps(earlier))
     monkeypatch.setattr(gpu_parts, "torch_here", lambda: {"why": "PyTorch is not installed"})

@@ -6,7 +6,9 @@
     conv.py       convolution: im2col and products; winograd.py: 3×3 and 5×5 with fewer multiplications
     norm.py       batch norm and local response normalisation
     pool.py       maximum and mean of windows
-    dense.py      products, concatenation, sums, the loss, dropout
+    dense.py      products, concatenation, sums
+
+The loss, dropout and the running statistics, which cost little, are the textbook's.
 
 Read a kernel's loops first, then the function below it that cuts the work and hands it to `spread`.
 """
@@ -22,9 +24,10 @@ from minigrad.kernels.loops.conv import (
     conv_bn_relu,
     conv_bn_relu_backward,
 )
-from minigrad.kernels.loops.dense import add, concat, cross_entropy, dropout, matmul
-from minigrad.kernels.loops.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, move_running, statistics
+from minigrad.kernels.loops.dense import add, concat, matmul
+from minigrad.kernels.loops.norm import batch_norm, batch_norm_dx, lrn, lrn_dx, statistics
 from minigrad.kernels.loops.pool import avg_pool, avg_pool_dx, max_pool, max_pool_dx, max_pool_winners
+from minigrad.kernels.textbook import cross_entropy, dropout, move_running
 
 __all__ = [
     "add",

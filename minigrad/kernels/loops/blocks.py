@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import threads
+from minigrad.kernels.loops.blas import holders, let_go
 from minigrad.layout import Array, Window
 
 BLOCK_BYTES = 1 << 20  # of patches, or of values of elementwise work
@@ -77,11 +78,14 @@ def chunk(pixels: int, c: int) -> int:
 def spread(kernel: Callable[..., None], blocks: int, *args: Any) -> None:
     """kernel(turn, *args) on as many threads as there are blocks to take from `turn` (see compiled.take)."""
     turn = np.array((0, blocks))
-    if blocks < 2:
-        kernel(turn, *args)
-        return
-    try:
-        threads.together(lambda: kernel(turn, *args), blocks)
-    except BaseException:
-        turn[0] = blocks  # leave nothing to the others
-        raise
+
+    def work() -> None:
+        try:
+            kernel(turn, *args)
+        except BaseException as error:
+            turn[0] = blocks  # leave nothing to the others
+            if isinstance(error, MemoryError) and args[0] is holders:  # it was raised where BLAS was held
+                let_go(holders)
+            raise
+
+    threads.together(work, blocks)

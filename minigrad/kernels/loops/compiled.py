@@ -11,6 +11,7 @@ as plain Python.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -67,10 +68,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator: the function as machine code."""
     kernel = njit(nogil=True, error_model="numpy")(function)
     if not config.DISABLE_JIT:
-        try:
+        with contextlib.suppress(RuntimeError):  # no directory can be written
             kernel._cache = Cache(function)
-        except RuntimeError:  # no directory can be written
-            pass
     return kernel  # type: ignore[no-any-return]
 
 

@@ -132,8 +132,8 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     parts = max(1, min(LANES // blocks, o // 32, n * oh * ow * k * o // ENOUGH // blocks))
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
     columns = -(-o // parts)
-    spread(convolve, blocks * -(-o // columns), holders, rows(x), c, filters, by_rows, norm, relu, rows(y), counts, means,
-           squares, flat(window), step, columns)  # fmt: skip
+    spread(convolve, blocks * -(-o // columns), holders, rows(x), c, filters, by_rows, norm, relu, rows(y), counts,
+           means, squares, flat(window), step, columns)  # fmt: skip
     return (y, *merged(means, squares, counts)) if statistics else y
 
 
@@ -241,7 +241,7 @@ def turn_filters(turn, filters, scale, step, turned):
 @compiled
 def turn_back(turn, dws, scale, step, dw):
     """The sum over lanes of gradients (KH·KW·O, C) of turned filters, times a number for each: (O, KH·KW, C) again."""
-    o, k, c = dw.shape
+    o, k = dw.shape[:2]
     block = take(turn)
     while block >= 0:
         for f in range(block * step, min(block * step + step, o)):

@@ -1,4 +1,4 @@
-"""What has no window: products, concatenation, sums of gradients, the loss, dropout."""
+"""What has no window: products, concatenation, sums of gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import numpy as np
 from minigrad.kernels.loops.blas import gemm, hold, holders, let_go
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
-from minigrad.layout import Array, elementwise, empty, empty_images
-from minigrad.random import Key, uniform
+from minigrad.layout import Array, empty, empty_images
 
 
 @compiled
@@ -108,19 +107,3 @@ def matmul(a: Array, b: Array, out: Array | None) -> Array:
         return result
     out[...] = result
     return out
-
-
-def cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
-    n, k = logits.shape
-    log_p = logits - logits.max(axis=1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    target = np.full((n, k), smoothing / k, logits.dtype)
-    target[np.arange(n), labels] += 1 - smoothing
-    terms = np.multiply(target, log_p, out=np.zeros_like(target), where=target != 0)  # 0 · −∞ is NaN
-    return -terms.sum(axis=1), np.exp(log_p) - target
-
-
-def dropout(x: Array, p: float, key: Key, rows: Array | None) -> Array:
-    scale = (uniform(key, x.shape, rows=rows) >= p).astype(x.dtype)
-    scale *= 1 / (1 - p)
-    return elementwise(np.multiply, x, scale)

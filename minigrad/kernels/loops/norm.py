@@ -85,12 +85,6 @@ def room_for_moments(blocks: int, c: int) -> tuple[Array, Array]:
     return np.zeros(blocks, np.int64), np.empty((2, blocks, c))
 
 
-def move_running(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> None:
-    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        running *= 1 - momentum
-        running += (momentum * batch).astype(running.dtype)
-
-
 # --- forward
 
 

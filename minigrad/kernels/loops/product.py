@@ -44,7 +44,11 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
     b_k, c_row         elements from k to k + 1, and from a row of the tile to the next one
     length, add        how far k runs; whether to add to c
     """
-    number, step, bytes_ = ir.FloatType() if real == types.float32 else ir.DoubleType(), ir.IntType(64), real.bitwidth // 8
+    number, step, bytes_ = (
+        ir.FloatType() if real == types.float32 else ir.DoubleType(),
+        ir.IntType(64),
+        real.bitwidth // 8,
+    )
     vector = ir.VectorType(number, lanes) if lanes > 1 else number
     name = f"llvm.fmuladd.{f'v{lanes}' * (lanes > 1)}f{real.bitwidth}"
     zero = ir.Constant(vector, [0.0] * lanes if lanes > 1 else 0.0)
@@ -65,7 +69,12 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
 
         cells = [(i, j) for i in range(rows) for j in range(vectors)]
         before, head, body, after = builder.block, *(builder.append_basic_block() for _ in range(3))
-        starts = [step(0), b, *(builder.gep(a, [builder.mul(a_row, step(i))]) for i in range(rows)), *[zero] * len(cells)]
+        starts = [
+            step(0),
+            b,
+            *(builder.gep(a, [builder.mul(a_row, step(i))]) for i in range(rows)),
+            *[zero] * len(cells),
+        ]
         builder.branch(head)
         builder.position_at_end(head)
         running = [builder.phi(value.type) for value in starts]

@@ -29,8 +29,8 @@ The backward. Through the convolution of dy with the turned filters, whose outpu
 fixed, and Σ dy·y = Σ dx·x: so dU = V ⊙ AxAᵀ, and the gradient of the turned filters is GᵀdUG. V serves both.
 
 Rounding in float32, the largest error against float64 as a part of the largest value, at 160 ReLU'd channels of 14×14
-and 320 filters: y 2.7e-6 (im2col 4.2e-7), dx 3.5e-6 (5.2e-7), dw 1.3e-6 (2.5e-7). Errors are not local: a tile's outputs
-err by a part of the largest of its 36 inputs, even those that do not see it. With one pixel of 1e4 among 64 channels of
+and 320 filters: y 2.7e-6 (im2col 4.2e-7), dx 3.5e-6 (5.2e-7), dw 1.3e-6 (2.5e-7). Errors are not local: the outputs of
+a tile err by a part of the largest of its 36 inputs, even those that do not see it. With one pixel of 1e4 among 64 channels of
 usual size, neighbours that do not see it err by 4e-4 of their maximum; with 1e6 by 3e-2. An inf or NaN spoils the whole
 tile, 16 outputs for 9, and inputs from 2e37 on overflow. MINIGRAD_WINOGRAD=0 in the environment, or `use(False)`, takes
 im2col everywhere.
@@ -427,8 +427,8 @@ def gradients(
     down, across = -(-h // size), -(-w // size)
     step = tile_rows(n, down, across, o + 2 * c, x.itemsize)
     dus = empty(np, (min(LANES, -(-n * down // step)), *u.shape), x.dtype)
-    spread(both_gradients, len(dus), holders, rows(dz), o, rows(y), norm, rows(x), c, u, rows(dx), dus, flat(mirror), size,
-           step)  # fmt: skip
+    spread(both_gradients, len(dus), holders, rows(dz), o, rows(y), norm, rows(x), c, u, rows(dx), dus, flat(mirror),
+           size, step)  # fmt: skip
     dw = empty(np, (o, k, k, c), x.dtype)
     step = -(-o // min(LANES, max(1, o * c >> 12)))
     spread(filter_gradients, -(-o // step), dus, scale, G[k, x.dtype.name], step, dw)
