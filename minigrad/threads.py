@@ -84,8 +84,8 @@ def together(work: Callable[[], None], most: int) -> None:
         return
     tasks = [Task(work) for _ in range(helpers)]
     _the_helpers().take(tasks)
-    _local.is_worker = True  # this thread works too: what it meets inside runs in place
     try:
+        _local.is_worker = True  # this thread works too: what it meets inside runs in place
         work()
     finally:
         _local.is_worker = False

@@ -44,7 +44,8 @@ def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | variables
     code = textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 # ---- Winograd ----
@@ -278,37 +279,33 @@ def test_blas_gets_its_threads_back_from_many_kernels_at_once() -> None:
 
 INTERRUPTED = """
     import random, signal, threading, time
-    import numpy as np
     from threadpoolctl import threadpool_info, threadpool_limits
-    from test_kernels_loops import CONVOLUTION, loops
+    from test_kernels_loops import CONVOLUTION, blas_threads, loops
 
-    def blas_threads():
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    inside, interrupts, end = False, 0, time.monotonic() + 3
+
+    def interrupt(*_):
+        global inside
+        if inside:
+            inside = False
+            raise KeyboardInterrupt
 
     def keep_interrupting():
-        while not over:
+        while time.monotonic() < end:
             time.sleep(random.uniform(0.0005, 0.005))
-            signal.raise_signal(signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    over, interrupts = [], 0
     loops.conv2d(*CONVOLUTION)
+    signal.signal(signal.SIGINT, interrupt)
     with threadpool_limits(2, "blas"):
-        thread = threading.Thread(target=keep_interrupting)
-        thread.start()
-        end = time.monotonic() + 3
+        threading.Thread(target=keep_interrupting).start()
         while time.monotonic() < end:
             try:
-                while time.monotonic() < end:
-                    loops.conv2d(*CONVOLUTION)
+                inside = True
+                loops.conv2d(*CONVOLUTION)
+                inside = False
             except KeyboardInterrupt:
                 interrupts += 1
-        while not over:
-            try:
-                over.append(True)
-            except KeyboardInterrupt:
-                pass
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        thread.join()
         loops.conv2d(*CONVOLUTION)
         print(interrupts > 20, blas_threads())
 """

@@ -30,10 +30,10 @@ fixed, and Σ dy·y = Σ dx·x: so dU = V ⊙ AxAᵀ, and the gradient of the tu
 
 Rounding in float32, the largest error against float64 as a part of the largest value, at 160 ReLU'd channels of 14×14
 and 320 filters: y 2.7e-6 (im2col 4.2e-7), dx 3.5e-6 (5.2e-7), dw 1.3e-6 (2.5e-7). Errors are not local: the outputs of
-a tile err by a part of the largest of its 36 inputs, even those that do not see it. With one pixel of 1e4 among 64 channels of
-usual size, neighbours that do not see it err by 4e-4 of their maximum; with 1e6 by 3e-2. An inf or NaN spoils the whole
-tile, 16 outputs for 9, and inputs from 2e37 on overflow. MINIGRAD_WINOGRAD=0 in the environment, or `use(False)`, takes
-im2col everywhere.
+a tile err by a part of the largest of its 36 inputs, even those that do not see it. With one pixel of 1e4 among 64
+channels of usual size, neighbours that do not see it err by 4e-4 of their maximum; with 1e6 by 3e-2. An inf or NaN
+spoils the whole tile, 16 outputs for 9, and inputs from 2e37 on overflow. MINIGRAD_WINOGRAD=0 in the environment, or
+`use(False)`, takes im2col everywhere.
 """
 
 from __future__ import annotations
