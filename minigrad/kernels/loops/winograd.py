@@ -43,7 +43,7 @@ import os
 
 import numpy as np
 
-from minigrad.kernels.loops.blas import add_product_of_transposed, gemm, hold, holders, let_go, product
+from minigrad.kernels.loops.blas import PIECE, UNPACKED, add_product_of_transposed, gemm, hold, holders, let_go, product
 from minigrad.kernels.loops.blocks import LANES, flat, matrix, rounded, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import add_lanes, merged, moments, room_for_moments, upstream
@@ -72,13 +72,14 @@ def use(on: bool) -> None:
 
 def pays(x_shape: tuple[int, ...], filters: int, window: Window) -> bool:
     """Is it faster than im2col? From the shapes alone, as measured."""
-    (k, across), (n, c, *_), (oh, ow) = window.kernel, x_shape, window.output
-    if not enabled or k not in SIZES or k != across or window.stride != (1, 1) or min(c, filters) < 16:
+    (k, across), (n, c, *_), (oh, ow), o = window.kernel, x_shape, window.output, filters
+    if not enabled or k not in SIZES or k != across or window.stride != (1, 1):
         return False
     count = n * -(-oh // (7 - k)) * -(-ow // (7 - k))
-    # In multiplications for each pair of channel and filter: what is saved; what it takes to transform the filter; what
-    # it takes to transform a tile, of which a pair has its share.
-    return k * k * n * oh * ow - CELLS * count >= 1700 + 500 * count * (1 / c + 1 / filters)
+    # In multiply-adds: what is saved; what it takes to transform the filters; what it takes to transform the tiles, V
+    # channels at a time. The last two were measured.
+    saved = (k * k * n * oh * ow - CELLS * count) * c * o
+    return saved >= 1700 * c * o + 800 * count * V * (-(-c // V) + -(-o // V))
 
 
 # --- A, B and G
@@ -348,10 +349,10 @@ def transformed(weight: Array, scale: Array, turned: bool) -> Array:
 
 
 @compiled
-def convolve(turn, holders, x, c, u, norm, relu, y, means, squares, counts, window, size, step):
+def convolve(turn, holders, x, c, u, by_rows, norm, relu, y, means, squares, counts, window, size, step):
     """y = Aᵀ[(BᵀxB) ⊙ (GgGᵀ)]A; then scale and shift and ReLU, or the moments of each block."""
     h, w, _, _, _, _, ph, pw, oh, ow = window
-    o, th, tw = u.shape[1], -(-oh // size), -(-ow // size)
+    o, th, tw = u.shape[1] if by_rows else u.shape[2], -(-oh // size), -(-ow // size)
     total = len(y) // (oh * ow) * th
     hold(holders)
     block = take(turn)
@@ -360,7 +361,10 @@ def convolve(turn, holders, x, c, u, norm, relu, y, means, squares, counts, wind
         v = inputs(x, c, (h, w, ph, pw, th, tw), size, first, last, 0)
         m = np.empty((36, (last - first) * tw, o), x.dtype)
         for p in range(36):
-            gemm(v[p], False, u[p], True, 0.0, m[p], c)
+            if by_rows:
+                gemm(v[p], False, u[p], True, 0.0, m[p], c)
+            else:
+                product(v[p], u[p], m[p], c)
         outputs(m, o, (oh, ow, 0, 0, th, tw), size, first, last, norm, relu, y)
         if len(means):
             start, end = first // th * oh + first % th * size, last // th * oh + last % th * size
@@ -406,14 +410,15 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     """The convolution, norm (2, O) scale and shift of its result, or nothing."""
     n, c, o, (oh, ow), dtype = len(x), x.shape[1], len(weight), window.output, x.dtype
     size = 7 - window.kernel[0]
-    u = transformed(weight, np.ones(o, dtype), False)
+    u, by_rows = transformed(weight, np.ones(o, dtype), False), c * o * PIECE > UNPACKED
+    if not by_rows:
+        u = u.transpose(0, 2, 1).copy("C")
     y, down, across = empty_images(np, (n, o, oh, ow), dtype), -(-oh // size), -(-ow // size)
     step = tile_rows(n, down, across, c + o, x.itemsize)
     blocks = -(-n * down // step)
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
-    spread(
-        convolve, blocks, holders, rows(x), c, u, norm, relu, rows(y), means, squares, counts, flat(window), size, step
-    )
+    spread(convolve, blocks, holders, rows(x), c, u, by_rows, norm, relu, rows(y), means, squares, counts, flat(window),
+           size, step)  # fmt: skip
     return (y, *merged(means, squares, counts)) if statistics else y
 
 
