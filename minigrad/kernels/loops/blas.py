@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -43,7 +44,8 @@ def _by_numpy(real: type) -> Callable[..., None]:
     """cblas_sgemm or dgemm for matrices that lie row by row (order 101), as np.matmul."""
 
     def matrix(address: int, rows: int, columns: int, step: int) -> Array:
-        cells = (ctypes.c_char * (((rows - 1) * step + columns) * np.dtype(real).itemsize)).from_address(address)
+        span = ((rows - 1) * step + columns) * np.dtype(real).itemsize
+        cells: Any = (ctypes.c_char * span).from_address(address)
         return np.ndarray((rows, columns), real, cells, 0, (step * np.dtype(real).itemsize, np.dtype(real).itemsize))
 
     def gemm(_: int, ta: int, tb: int, m: int, n: int, k: int, alpha: float, a: int, lda: int, b: int, ldb: int,
@@ -60,7 +62,7 @@ def _by_numpy(real: type) -> Callable[..., None]:
 
 def _bind(name: str, function: Any, result: Any, *arguments: Any) -> None:
     """Let compiled code find a C function, or a Python function as one, under a name."""
-    if not hasattr(function, "_handle") and not isinstance(function, ctypes._CFuncPtr):
+    if isinstance(function, FunctionType):
         function = ctypes.CFUNCTYPE(result, *arguments)(function)
     _kept.append(function)
     llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)

@@ -34,7 +34,7 @@ _sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.g
 STAMP = hashlib.sha256(_sources + np.__version__.encode()).hexdigest()
 
 
-class Cache(FunctionCache):  # type: ignore[misc]
+class Cache(FunctionCache):
     """Numba's, but that code counts as old when any kernel's source has changed: kernels contain each other."""
 
     spent, told = 0.0, False
@@ -70,10 +70,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if not config.DISABLE_JIT:
         with contextlib.suppress(RuntimeError):  # no directory can be written
             kernel._cache = Cache(function)
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _fetch_and_add(context: Any, array: Any, index: Any, value: Any) -> Any:
     """array[index] += value in one step that no other thread can cut in two; returns the number before."""
 
@@ -96,7 +96,7 @@ _add = _in_two if config.DISABLE_JIT else _fetch_and_add
 @compiled
 def fetch_and_add(array: Array, index: int, value: int) -> int:
     """array[index] += value, atomically; returns the number before."""
-    return _add(array, index, value)  # type: ignore[no-any-return]
+    return _add(array, index, value)
 
 
 @compiled

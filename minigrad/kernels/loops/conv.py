@@ -116,7 +116,7 @@ def convolve(turn, holders, x, c, filters, by_rows, norm, relu, y, counts, means
     let_go(holders)
 
 
-def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, statistics: bool = False):  # type: ignore[no-untyped-def]
+def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, statistics: bool = False):
     """The convolution, by the way that its sizes favour; norm (2, O): scale and shift, or nothing."""
     if winograd.pays(x.shape, len(weight), window):
         return winograd.convolved(x, weight, norm, relu, window, statistics)

@@ -406,7 +406,7 @@ def tile_rows(n: int, down: int, across: int, channels: int, size: int) -> int:
     return -(-total // rounded(-(-total * across // most), min(LANES, total * across // TILES), total))
 
 
-def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, statistics: bool):  # type: ignore[no-untyped-def]
+def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, statistics: bool):
     """The convolution, norm (2, O) scale and shift of its result, or nothing."""
     n, c, o, (oh, ow), dtype = len(x), x.shape[1], len(weight), window.output, x.dtype
     size = 7 - window.kernel[0]
