@@ -12,12 +12,10 @@ import contextvars
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
-from typing import Any, TypeVar
-
-from threadpoolctl import ThreadpoolController
+from typing import TypeVar
 
 from minigrad.errors import BackendError
 
@@ -57,50 +55,49 @@ def each(work: Callable[[Item], None], items: Iterable[Item]) -> None:
     The calling thread takes part. Called from inside `work`, it runs the items in place. The first exception is
     raised here, after the items already begun.
     """
-    items = list(items)
-    helpers = min(num_threads(), len(items)) - 1
-    with blas_on_one_thread():
-        if helpers < 1 or getattr(_local, "is_worker", False):
-            for item in items:
+    queue = deque(items)
+
+    def drain() -> None:
+        try:
+            while queue:
+                try:
+                    item = queue.popleft()  # atomic, in a Python without the interpreter lock too
+                except IndexError:
+                    return
                 work(item)
-            return
-        queue = deque(items)
+        except BaseException:
+            queue.clear()  # leave nothing to the others
+            raise
 
-        def drain() -> None:
-            try:
-                for item in taken_from(queue):
-                    work(item)
-            except BaseException:
-                queue.clear()  # leave nothing to the others
-                raise
+    together(drain, len(queue))
 
-        tasks = [Task(drain) for _ in range(helpers)]
-        _the_helpers().take(tasks)
+
+def together(work: Callable[[], None], most: int) -> None:
+    """Call work() on this thread, and at the same time on others, `most` in all; returns when all are done.
+
+    Called from inside `work`, it runs on the calling thread alone, which must therefore do all that the others leave.
+    The first exception is raised here.
+    """
+    helpers = min(num_threads(), most) - 1
+    if helpers < 1 or getattr(_local, "is_worker", False):
+        work()
+        return
+    tasks = [Task(work) for _ in range(helpers)]
+    _the_helpers().take(tasks)
+    try:
         _local.is_worker = True  # this thread works too: what it meets inside runs in place
+        work()
+    finally:
+        _local.is_worker = False
+        begun = [task for task in tasks if not task.claim()]
+        for task in begun:
+            task.done.acquire()
+    errors = [task.error for task in begun if task.error is not None]
+    if errors:
         try:
-            drain()
-        finally:
-            _local.is_worker = False
-            begun = [task for task in tasks if not task.claim()]
-            for task in begun:
-                task.done.acquire()
-        errors = [task.error for task in begun if task.error is not None]
-        if errors:
-            try:
-                raise errors[0]
-            finally:  # what is raised holds the names of this call, and must not be held by them
-                del tasks, begun, task, errors
-
-
-def taken_from(queue: deque[Item]) -> Iterator[Item]:
-    """The next item for whoever is free, until none is left. popleft is atomic, in a Python without the interpreter
-    lock too, where next() on a shared iterator is not."""
-    while True:
-        try:
-            item = queue.popleft()
-        except IndexError:
-            return
-        yield item
+            raise errors[0]
+        finally:  # what is raised holds the names of this call, and must not be held by them
+            del tasks, begun, task, errors
 
 
 class Task:
@@ -179,58 +176,15 @@ def _the_helpers() -> Helpers:
         return _helpers
 
 
-class _BlasGuard:
-    """Counts who needs BLAS on one thread; the first to enter sets it, the last to leave restores it.
-
-    threadpoolctl acts on the whole process: two overlapping entries of its own context manager from two threads
-    would leave BLAS at one thread for ever.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.holders = 0
-        self.libraries: list[Any] | None = None  # asked for once: finding them takes a millisecond
-        self.before: list[int] = []
-
-    def enter(self) -> None:
-        with self.lock:
-            if self.holders == 0:
-                if self.libraries is None:
-                    self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-                self.before = [library.get_num_threads() for library in self.libraries]
-                self._set([1] * len(self.libraries))
-            self.holders += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.holders -= 1
-            if self.holders == 0:
-                self._set(self.before)
-
-    def _set(self, numbers: list[int]) -> None:
-        # set_num_threads of threadpoolctl 3.8 ignores every thread but the first that ever set OpenBLAS's limit.
-        for library, n in zip(self.libraries or [], numbers, strict=True):
-            getattr(library, "_real_set_num_threads", library.set_num_threads)(n)
-
-
-_guard = _BlasGuard()
-
-
-@contextmanager
-def blas_on_one_thread() -> Iterator[None]:
-    """Hold BLAS to one thread. Reentrant and safe from several threads; enter it once around a whole step."""
-    guard = _guard  # the one entered, even if this process forks meanwhile
-    guard.enter()
-    try:
-        yield
-    finally:
-        guard.leave()
+def blas_on_one_thread() -> AbstractContextManager[None]:
+    """Nothing: the kernels put BLAS on one thread themselves, while they run."""
+    return nullcontext()
 
 
 def _after_fork_in_child() -> None:
     """A forked child has none of the parent's threads and may have copied a lock that was held."""
-    global _lock, _helpers, _guard
-    _lock, _helpers, _guard = threading.RLock(), None, _BlasGuard()
+    global _lock, _helpers
+    _lock, _helpers = threading.RLock(), None
     _local.__dict__.clear()
 
 

@@ -1,4 +1,4 @@
-"""Threads: any number gives the same bits, errors arrive, BLAS comes back, and a fork survives."""
+"""Threads: any number gives the same bits, errors arrive, and a fork survives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from inception.models import create_model
 from minigrad import Tensor, num_threads, ops, set_num_threads, threads
 from minigrad.errors import BackendError
 from minigrad.random import Key, integers, normal
-from minigrad.threads import blas_on_one_thread, each
+from minigrad.threads import each
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +28,6 @@ def _restore() -> Iterator[None]:
     before = num_threads()
     yield
     set_num_threads(before)
-
-
-def blas_threads() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
 # ---- How many ----
@@ -307,62 +302,13 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         assert [name for name in one if one[name] != other[name]] == []
 
 
-# ---- BLAS ----
-
-needs_blas = pytest.mark.skipif(not blas_threads(), reason="threadpoolctl does not know this NumPy's BLAS")
-
-
-@needs_blas
-def test_blas_has_one_thread_inside_and_its_own_number_after() -> None:
-    """Left at one, everything else in the process would be slow for ever."""
-    with threadpool_limits(2, "blas"):
-        with blas_on_one_thread(), blas_on_one_thread():
-            assert blas_threads() == {1}
-        assert blas_threads() == {2}
-
-
-@needs_blas
-def test_blas_comes_back_after_an_exception() -> None:
-    with threadpool_limits(2, "blas"):
-        with pytest.raises(ZeroDivisionError):
-            each(lambda item: 1 / item, range(3))
-        assert blas_threads() == {2}
-
-
-@needs_blas
-def test_blas_comes_back_after_overlapping_users() -> None:
-    """First in, first out: threadpoolctl's own context manager would restore the one that it found."""
-    first_in, second_in, first_out = (threading.Event() for _ in range(3))
-
-    def other() -> None:
-        first_in.wait(10)
-        with blas_on_one_thread():
-            second_in.set()
-            first_out.wait(10)
-
-    with threadpool_limits(2, "blas"):
-        thread = threading.Thread(target=other)
-        thread.start()
-        with blas_on_one_thread():
-            first_in.set()
-            second_in.wait(10)
-        assert blas_threads() == {1}  # the other one is still inside
-        first_out.set()
-        thread.join()
-        assert blas_threads() == {2}
-
-
 # ---- Fork ----
 
 FORK = """
     import os, sys, threading
     import numpy as np
-    from threadpoolctl import threadpool_info, threadpool_limits
     from minigrad import Tensor, ops, set_num_threads
-    from minigrad.threads import blas_on_one_thread, each
-
-    def blas_threads():
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} or {1}
+    from minigrad.threads import each
 
     def meet():
         meeting = threading.Barrier(3, timeout=10)
@@ -370,15 +316,11 @@ FORK = """
 
     set_num_threads(3)
     meet()  # the pool is full
-    with blas_on_one_thread():
-        child = os.fork()
-        if not child:
-            meet()  # in a pool of its own
-            x = Tensor(np.ones((4, 3, 8, 8)), requires_grad=True)
-            ops.max_pool2d(x, 2).sum().backward()
+    child = os.fork()
     if not child:
-        with threadpool_limits(2, "blas"), blas_on_one_thread():
-            assert blas_threads() == {1}, "the guard was entered in the parent and left in the child"
+        meet()  # in a pool of its own
+        x = Tensor(np.ones((4, 3, 8, 8)), requires_grad=True)
+        ops.max_pool2d(x, 2).sum().backward()
         os._exit(7)
     meet()
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -96,7 +96,7 @@ from minigrad.layout import Array
 
 MODULES = {
     "textbook": "minigrad.kernels.textbook",
-    "loops": "minigrad.kernels.numpy_",
+    "loops": "minigrad.kernels.loops",
     "cuda": "minigrad.kernels.cuda",
 }
 

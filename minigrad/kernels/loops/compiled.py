@@ -1,0 +1,106 @@
+"""How a kernel is compiled: by Numba, to machine code that runs without the interpreter's lock.
+
+A kernel is one function over C-contiguous arrays, with one version for each dtype. Floats keep IEEE's rules (no
+fastmath): NaN and inf go through, and no sum is reordered.
+
+Compiled code is kept on disk: in `__pycache__` beside the sources, or, where that cannot be written, in the user's
+cache directory (NUMBA_CACHE_DIR names another); where neither can be written, every process compiles anew. What was
+kept is valid for the sources of all kernels together, and for one NumPy. NUMBA_DISABLE_JIT=1 runs the same functions
+as plain Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
+
+from minigrad.layout import Array
+
+LONG = 2.0  # seconds of compiling after which a line says so
+
+_sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+STAMP = hashlib.sha256(_sources + np.__version__.encode()).hexdigest()
+
+
+class Cache(FunctionCache):
+    """Numba's, but that code counts as old when any kernel's source has changed: kernels contain each other."""
+
+    spent, told = 0.0, False
+    compiling: Cache | None = None  # the kernel that is being compiled, with those that it calls
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__(function)
+        self._cache_file._source_stamp = STAMP
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        found = super().load_overload(signature, target)
+        if found is None and Cache.compiling is None:
+            Cache.compiling, self.begun = self, time.perf_counter()
+            if Cache.spent > LONG and not Cache.told:
+                Cache.told = True
+                print(
+                    "minigrad compiles its kernels for this machine: up to a minute for the first training step, once "
+                    f"(they are kept in {self.cache_path})",
+                    file=sys.stderr,
+                )
+        return found
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        super().save_overload(signature, data)
+        if Cache.compiling is self:
+            Cache.compiling = None
+            Cache.spent += time.perf_counter() - self.begun
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator: the function as machine code."""
+    kernel = njit(nogil=True, error_model="numpy")(function)
+    if not config.DISABLE_JIT:
+        with contextlib.suppress(RuntimeError):  # no directory can be written
+            kernel._cache = Cache(function)
+    return kernel
+
+
+@intrinsic
+def _fetch_and_add(context: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index] += value in one step that no other thread can cut in two; returns the number before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> ir.Value:
+        cells = context.make_array(signature.args[0])(context, builder, arguments[0])
+        cell = cgutils.gep(builder, cells.data, arguments[1])
+        return builder.atomic_rmw("add", cell, arguments[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), codegen
+
+
+def _in_two(array: Array, index: int, value: int) -> int:
+    array[index] += value
+    return int(array[index]) - value
+
+
+_add = _in_two if config.DISABLE_JIT else _fetch_and_add
+
+
+@compiled
+def fetch_and_add(array: Array, index: int, value: int) -> int:
+    """array[index] += value, atomically; returns the number before."""
+    return _add(array, index, value)
+
+
+@compiled
+def take(turn: Array) -> int:
+    """The number of the next block that no thread has taken, or −1. turn: blocks taken, blocks in all."""
+    block = fetch_and_add(turn, 0, 1)
+    return block if block < turn[1] else -1
