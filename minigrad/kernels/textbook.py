@@ -144,7 +144,7 @@ def max_pool_winners(x: Array, window: Window) -> tuple[Array, list[Array]]:
     first = xp.empty(best.shape, np.min_scalar_type(kh * kw))  # a byte, or two
     first[...] = first_inside(xp, window)
     for number, cell in enumerate(cells(bordered(x, window, fill=-np.inf), window)):
-        first[cell > best] = number
+        first = xp.maximum(first, (cell > best) * first.dtype.type(number))  # the later one
         best = xp.maximum(best, cell)
     return as_images(best), [first]
 
