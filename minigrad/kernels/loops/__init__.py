@@ -1,7 +1,7 @@
 """The kernels on the CPU: each formula as loops, compiled by Numba.
 
     compiled.py   how a kernel is compiled and kept; the counter from which threads take blocks
-    blas.py       matrix products from inside compiled loops
+    product.py    matrix products, in tiles that stay in registers
     blocks.py     images as rows of pixels, how work is cut and spread over threads
     conv.py       convolution: im2col and products; winograd.py: 3×3 and 5×5 with fewer multiplications
     norm.py       batch norm and local response normalisation

@@ -17,16 +17,6 @@ import numpy as np
 
 from minigrad.kernels.loops import norm as norms
 from minigrad.kernels.loops import winograd
-from minigrad.kernels.loops.blas import (
-    PIECE,
-    UNPACKED,
-    add_product_of_transposed,
-    gemm,
-    hold,
-    holders,
-    let_go,
-    product,
-)
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, block_rows, flat, matrix, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import (
@@ -42,6 +32,7 @@ from minigrad.kernels.loops.norm import (
     through_batch_norm,
     upstream,
 )
+from minigrad.kernels.loops.product import packed, product, product_of_transposed
 from minigrad.layout import Array, Window, empty, empty_images
 
 # --- patches
@@ -91,29 +82,23 @@ def is_pointwise(window):
 
 
 @compiled
-def convolve(turn, holders, x, c, filters, by_rows, norm, relu, y, counts, means, squares, window, step, columns):
+def convolve(turn, x, c, filters, o, norm, relu, y, counts, means, squares, window, step, columns):
     """y = patches · filters; then scale and shift and ReLU, or the moments of each block."""
     ow, k = window[9], window[2] * window[3] * c
-    o, total = len(filters) if by_rows else filters.shape[1], len(y) // ow
-    parts = -(-o // columns)
-    hold(holders)
+    total, parts = len(y) // ow, -(-o // columns)
     task = take(turn)
     while task >= 0:
         block, start = task // parts, task % parts * columns
         first, last, stop = block * step, min(block * step + step, total), min(start + columns, o)
         source = x[first * ow : last * ow] if is_pointwise(window) else im2col(x, c, window, first, last, 0)
         out = y[first * ow : last * ow, start:stop]
-        if by_rows:
-            gemm(source, False, filters[start:stop], True, 0.0, out, k)
-        else:
-            product(source, filters[:, start:stop], out, k)
+        product(source, filters[start * k : stop * k], out, k)
         if len(norm):
             apply(out, norm[:, start:stop], relu)
         if len(means):
             moments(out, means[block, start:stop], squares[block, start:stop])
             counts[block] = len(out)
         task = take(turn)
-    let_go(holders)
 
 
 def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, statistics: bool = False):
@@ -123,17 +108,14 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     n, c, o, (oh, ow), size = len(x), x.shape[1], len(weight), window.output, x.itemsize
     filters = matrix(weight.transpose(0, 2, 3, 1)).reshape(o, -1)
     k = filters.shape[1]
-    by_rows = k * o * PIECE > UNPACKED
-    if not by_rows:
-        filters = filters.T.copy("C")
     y = empty_images(np, (n, o, oh, ow), x.dtype)
     step = block_rows(n * oh, ow, (k + o) * size, k * o)
     blocks = -(-n * oh // step)
     parts = max(1, min(LANES // blocks, o // 32, n * oh * ow * k * o // ENOUGH // blocks))
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
     columns = -(-o // parts)
-    spread(convolve, blocks * -(-o // columns), holders, rows(x), c, filters, by_rows, norm, relu, rows(y), counts,
-           means, squares, flat(window), step, columns)  # fmt: skip
+    spread(convolve, blocks * -(-o // columns), rows(x), c, packed(filters, True, columns), o, norm, relu, rows(y),
+           counts, means, squares, flat(window), step, columns)  # fmt: skip
     return (y, *merged(means, squares, counts)) if statistics else y
 
 
@@ -159,15 +141,14 @@ def conv_bn_relu(
 
 
 @compiled
-def both_gradients(turn, holders, dz, o, y, norm, x, c, turned, dx, dws, mirror, step, columns):
+def both_gradients(turn, dz, o, y, norm, x, c, turned, dx, dws, mirror, step, columns):
     """Patches of dy, around every pixel of x: times the turned filters they are dx; their transpose times x is dw.
 
     dy meets x[h] through the cell u of the filter where it meets x[h + 1] through u + 1. So the pixels of dy that x[h]
     had a part in are again a window, around h, and the cell of the filter runs backwards in it.
     """
     oh, ow, kh, _, _, _, ph, _, h, w = mirror
-    total, k, lanes, parts = len(dx) // w, len(turned), len(dws), -(-c // columns)
-    hold(holders)
+    total, k, lanes, parts = len(dx) // w, len(turned) // c, len(dws), -(-c // columns)
     task = take(turn)
     while task >= 0:
         lane, start, stop = task // parts, task % parts * columns, min(task % parts * columns + columns, c)
@@ -177,42 +158,38 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, turned, dx, dws, mirror,
             end = (last - 1) // h * oh + min(oh, (last - 1) % h - ph + kh)
             dy = upstream(dz, o, y, norm, begin * ow, end * ow)
             patches = dy if is_pointwise(mirror) else im2col(dy, o, mirror, first, last, begin)
-            own, pixels = x[first * w : last * w, start:stop], (last - first) * w
-            product(patches, turned[:, start:stop], dx[first * w : last * w, start:stop], k)
-            add_product_of_transposed(patches, own, 0.0 if block == lane else 1.0, dws[lane, :, start:stop], pixels)
+            own = x[first * w : last * w, start:stop]
+            product(patches, turned[start * k : stop * k], dx[first * w : last * w, start:stop], k)
+            product_of_transposed(patches, own, dws[lane, :, start:stop], block != lane)
         task = take(turn)
-    let_go(holders)
 
 
 @compiled
-def filter_gradient(turn, holders, dz, o, y, norm, x, c, dws, window, step):
+def filter_gradient(turn, dz, o, y, norm, x, c, dws, window, step):
     """dw = dyᵀ · patches of x."""
     ow = window[9]
     total, lanes = len(dz) // ow, len(dws)
-    hold(holders)
     lane = take(turn)
     while lane >= 0:
         for block in range(lane, -(-total // step), lanes):
             first, last = block * step, min(block * step + step, total)
             dy = upstream(dz, o, y, norm, first * ow, last * ow)
             patches = x[first * ow : last * ow] if is_pointwise(window) else im2col(x, c, window, first, last, 0)
-            add_product_of_transposed(dy, patches, 0.0 if block == lane else 1.0, dws[lane], (last - first) * ow)
+            product_of_transposed(dy, patches, dws[lane], block != lane)
         lane = take(turn)
-    let_go(holders)
 
 
 @compiled
-def input_gradient(turn, holders, dy, o, filters, c, dx, window, step):
+def input_gradient(turn, dy, o, filters, c, dx, window, step):
     """dx of each image: the pixels of dy times the filters (O, KH·KW·C), added up where their windows were."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
-    hold(holders)
     i = take(turn)
     while i >= 0:
         dx[i * h * w : (i + 1) * h * w] = 0
         for top in range(0, oh, step):
             first, last = i * oh + top, i * oh + min(top + step, oh)
             patches = np.empty(((last - first) * ow, kh * kw * c), dy.dtype)
-            gemm(dy[first * ow : last * ow], False, filters, False, 0.0, patches, o)
+            product(dy[first * ow : last * ow], filters, patches, o)
             for m in range(len(patches)):
                 a, b = (top + m // ow) * sh - ph, m % ow * sw - pw
                 for u in range(max(0, -a), min(kh, h - a)):
@@ -221,7 +198,6 @@ def input_gradient(turn, holders, dy, o, filters, c, dx, window, step):
                         for q in range(c):
                             target[q] += source[q]
         i = take(turn)
-    let_go(holders)
 
 
 @compiled
@@ -270,7 +246,7 @@ def gradients(
         k, (oh, ow) = kh * kw * c, window.output
         step = block_rows(n * oh, ow, (k + o) * size, k * o)
         dws = empty(np, (min(LANES, -(-n * oh // step)), o, k), x.dtype)
-        spread(filter_gradient, len(dws), holders, dzs, o, ys, norm, xs, c, dws, flat(window), step)
+        spread(filter_gradient, len(dws), dzs, o, ys, norm, xs, c, dws, flat(window), step)
         np.multiply(dws.sum(0).reshape(dw.shape), scale[:, None, None, None], out=dw)
         return None, dw.transpose(0, 3, 1, 2)
     k, (h, w) = kh * kw * o, window.input
@@ -280,8 +256,8 @@ def gradients(
     lanes = min(LANES, -(-n * h // step))
     columns = -(-c // max(1, min(LANES // lanes, c // 32, 2 * n * h * w * k * c // ENOUGH // lanes)))
     dws = empty(np, (lanes, k, c), x.dtype)
-    spread(both_gradients, lanes * -(-c // columns), holders, dzs, o, ys, norm, xs, c, turned, rows(dx), dws,
-           flat(mirror), step, columns)  # fmt: skip
+    spread(both_gradients, lanes * -(-c // columns), dzs, o, ys, norm, xs, c, packed(turned, False, columns), rows(dx),
+           dws, flat(mirror), step, columns)  # fmt: skip
     step = -(-o // min(LANES, max(1, dws.size >> 16)))
     spread(turn_back, -(-o // step), dws, scale, step, dw.reshape(o, kh * kw, c))
     return dx, dw.transpose(0, 3, 1, 2)
@@ -301,7 +277,7 @@ def conv2d_dx(dy: Array, weight: Array, window: Window) -> Array:
     dx = empty_images(np, (len(dy), c, *window.input), dy.dtype)
     filters = matrix(weight.transpose(0, 2, 3, 1)).reshape(o, -1)
     step = block_rows(window.output[0], window.output[1], filters.shape[1] * dy.itemsize, 1)
-    spread(input_gradient, len(dy), holders, rows(dy), o, filters, c, rows(dx), flat(window), step)
+    spread(input_gradient, len(dy), rows(dy), o, packed(filters), c, rows(dx), flat(window), step)
     return dx
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.kernels.loops.blas import gemm, hold, holders, let_go
-from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, rows, spread
+from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, matrix, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
+from minigrad.kernels.loops.product import packed, product, product_of_transposed
 from minigrad.layout import Array, empty, empty_images
 
 
@@ -70,38 +70,40 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 
 
 @compiled
-def products(turn, holders, a, at, b, bt, out, columns):
-    """out = a · b of each matrix of a stack, by blocks of columns; a and b may be a single matrix for all."""
-    n, k = out.shape[2], a.shape[1] if at else a.shape[2]
+def products(turn, a, b, panels, out, columns):
+    """out[s] = a[s] · b by the panels of b; or aᵀ[s] · b[s] where there are none. One matrix may serve all s."""
+    n = out.shape[2]
     parts = -(-n // columns)
-    hold(holders)
     task = take(turn)
     while task >= 0:
         s, start = task // parts, task % parts * columns
-        stop, right = min(start + columns, n), b[s % len(b)]
-        if bt:
-            gemm(a[s % len(a)], at, right[start:stop], True, 0.0, out[s, :, start:stop], k)
+        stop, left, target = min(start + columns, n), a[s % len(a)], out[s]
+        if len(panels):
+            k = left.shape[1]
+            product(left, panels[start * k : stop * k], target[:, start:stop], k)
         else:
-            gemm(a[s % len(a)], at, right[:, start:stop], False, 0.0, out[s, :, start:stop], k)
+            product_of_transposed(left, b[s % len(b)][:, start:stop], target[:, start:stop], False)
         task = take(turn)
-    let_go(holders)
 
 
-def as_stack(a: Array) -> tuple[Array, bool]:
-    """A matrix, or a stack of them, as a C-contiguous stack, and whether its matrices are transposed."""
-    a = a[None] if a.ndim == 2 else a
-    turned = not a.flags.c_contiguous and a.swapaxes(1, 2).flags.c_contiguous
-    a = a.swapaxes(1, 2) if turned else a
-    return (a if a.flags.c_contiguous and a.flags.writeable else a.copy("C")), turned
+def as_stack(a: Array, transposed: bool = False) -> Array:
+    """A matrix or a stack of them, or their transposes, as a C-contiguous stack."""
+    a = a if a.ndim == 3 else a[None]
+    return matrix(a.swapaxes(1, 2) if transposed else a)
 
 
 def matmul(a: Array, b: Array, out: Array | None) -> Array:
-    (left, at), (right, bt) = as_stack(a), as_stack(b)
-    m, n, stack = a.shape[-2], b.shape[-1], max(len(left), len(right))
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    stack = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
     whole = empty(np, (stack, m, n), a.dtype)
-    parts = max(1, min(LANES // stack, n // 32, stack * m * n * a.shape[-1] // ENOUGH))
-    columns = -(-n // parts)
-    spread(products, stack * -(-n // columns), holders, left, at, right, bt, whole, columns)
+    parts = max(1, min(LANES // stack, n // 32, stack * m * n * k // ENOUGH))
+    columns, nothing = -(-n // parts), np.empty(0, a.dtype)
+    if b.ndim == 3 or (b.flags.c_contiguous and not a.flags.c_contiguous):
+        args: tuple[Array, ...] = as_stack(a, transposed=True), as_stack(b), nothing
+    else:
+        turned = not b.flags.c_contiguous
+        args = as_stack(a), whole, packed(matrix(b.T if turned else b), turned, columns)
+    spread(products, stack * -(-n // columns), *args, whole, columns)
     result = whole if max(a.ndim, b.ndim) > 2 else whole[0]
     if out is None:
         return result

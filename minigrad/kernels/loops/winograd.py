@@ -43,10 +43,10 @@ import os
 
 import numpy as np
 
-from minigrad.kernels.loops.blas import PIECE, UNPACKED, add_product_of_transposed, gemm, hold, holders, let_go, product
 from minigrad.kernels.loops.blocks import LANES, flat, matrix, rounded, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import add_lanes, merged, moments, room_for_moments, upstream
+from minigrad.kernels.loops.product import product, product_of_transposed, put_column, put_row
 from minigrad.layout import Array, Window, empty, empty_images
 
 CELLS = 36  # of a tile: six inputs on each axis; it makes 7 − k outputs for k×k filters
@@ -285,9 +285,12 @@ def outputs(m, o, geometry, size, first, last, norm, relu, y):
 
 @compiled
 def filter_planes(turn, weight, scale, turned, g, step, out):
-    """GgGᵀ of every filter (O, k, k, C), turned by 180° if asked, times its scale: a plane for each cell, (O, C)."""
+    """GgGᵀ of every filter (O, k, k, C), times its scale: a plane for each cell, as `product` reads it.
+
+    The planes are (C, O) for the convolution, and (O, C) of the filters turned by 180° for its gradient.
+    """
     o, k, _, c = weight.shape
-    down = np.empty((6, k, c), weight.dtype)
+    down, line = np.empty((6, k, c), weight.dtype), np.empty(c, weight.dtype)
     block = take(turn)
     while block >= 0:
         for f in range(block * step, min(block * step + step, o)):
@@ -296,16 +299,19 @@ def filter_planes(turn, weight, scale, turned, g, step, out):
                 for u in range(k):
                     factor = g[p, k - 1 - u if turned else u] * scale[f]
                     for v in range(k):
-                        line, source = down[p, v], weight[f, u, k - 1 - v if turned else v]
+                        total, source = down[p, v], weight[f, u, k - 1 - v if turned else v]
                         for q in range(c):
-                            line[q] += factor * source[q]
+                            total[q] += factor * source[q]
             for p in range(36):
-                line = out[p, f]
                 line[:] = 0
                 for v in range(k):
                     factor, source = g[p % 6, v], down[p // 6, v]
                     for q in range(c):
                         line[q] += factor * source[q]
+                if turned:
+                    put_row(line, f, o, c, out[p])
+                else:
+                    put_column(line, f, o, o, out[p])
         block = take(turn)
 
 
@@ -336,9 +342,9 @@ def filter_gradients(turn, dus, scale, g, step, out):
 
 
 def transformed(weight: Array, scale: Array, turned: bool) -> Array:
-    """The filters' planes (36, O, C)."""
+    """The filters' planes (36, C·O)."""
     o, c, k, _ = weight.shape
-    u = empty(np, (CELLS, o, c), weight.dtype)
+    u = empty(np, (CELLS, o * c), weight.dtype)
     step = -(-o // min(LANES, max(1, o * c >> 12)))
     filters = matrix(weight.transpose(0, 2, 3, 1))
     spread(filter_planes, -(-o // step), filters, scale, turned, G[k, weight.dtype.name], step, u)
@@ -349,38 +355,32 @@ def transformed(weight: Array, scale: Array, turned: bool) -> Array:
 
 
 @compiled
-def convolve(turn, holders, x, c, u, by_rows, norm, relu, y, means, squares, counts, window, size, step):
+def convolve(turn, x, c, u, o, norm, relu, y, means, squares, counts, window, size, step):
     """y = Aᵀ[(BᵀxB) ⊙ (GgGᵀ)]A; then scale and shift and ReLU, or the moments of each block."""
     h, w, _, _, _, _, ph, pw, oh, ow = window
-    o, th, tw = u.shape[1] if by_rows else u.shape[2], -(-oh // size), -(-ow // size)
+    th, tw = -(-oh // size), -(-ow // size)
     total = len(y) // (oh * ow) * th
-    hold(holders)
     block = take(turn)
     while block >= 0:
         first, last = block * step, min(block * step + step, total)
         v = inputs(x, c, (h, w, ph, pw, th, tw), size, first, last, 0)
         m = np.empty((36, (last - first) * tw, o), x.dtype)
         for p in range(36):
-            if by_rows:
-                gemm(v[p], False, u[p], True, 0.0, m[p], c)
-            else:
-                product(v[p], u[p], m[p], c)
+            product(v[p], u[p], m[p], c)
         outputs(m, o, (oh, ow, 0, 0, th, tw), size, first, last, norm, relu, y)
         if len(means):
             start, end = first // th * oh + first % th * size, last // th * oh + last % th * size
             counts[block] = (end - start) * ow
             moments(y[start * ow : end * ow], means[block], squares[block])
         block = take(turn)
-    let_go(holders)
 
 
 @compiled
-def both_gradients(turn, holders, dz, o, y, norm, x, c, u, dx, dus, mirror, size, step):
+def both_gradients(turn, dz, o, y, norm, x, c, u, dx, dus, mirror, size, step):
     """V = BᵀdyB; dx = Aᵀ[V ⊙ U]A, and dU = V ⊙ AxAᵀ."""
     oh, ow, _, _, _, _, ph, pw, h, w = mirror
     th, tw, lanes = -(-h // size), -(-w // size), len(dus)
     total = len(dx) // (h * w) * th
-    hold(holders)
     lane = take(turn)
     while lane >= 0:
         for block in range(lane, -(-total // step), lanes):
@@ -390,13 +390,12 @@ def both_gradients(turn, holders, dz, o, y, norm, x, c, u, dx, dus, mirror, size
             dy = upstream(dz, o, y, norm, begin * ow, end * ow)
             v = inputs(dy, o, (oh, ow, ph, pw, th, tw), size, first, last, begin)
             xs = values(x, c, (h, w, 0, 0, th, tw), size, first, last)
-            n, m = (last - first) * tw, np.empty((36, (last - first) * tw, c), x.dtype)
+            m = np.empty((36, (last - first) * tw, c), x.dtype)
             for p in range(36):
                 product(v[p], u[p], m[p], o)
-                add_product_of_transposed(v[p], xs[p], 0.0 if block == lane else 1.0, dus[lane, p], n)
+                product_of_transposed(v[p], xs[p], dus[lane, p], block != lane)
             outputs(m, c, (h, w, 0, 0, th, tw), size, first, last, norm[:0], False, dx)
         lane = take(turn)
-    let_go(holders)
 
 
 def tile_rows(n: int, down: int, across: int, channels: int, size: int) -> int:
@@ -410,15 +409,13 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     """The convolution, norm (2, O) scale and shift of its result, or nothing."""
     n, c, o, (oh, ow), dtype = len(x), x.shape[1], len(weight), window.output, x.dtype
     size = 7 - window.kernel[0]
-    u, by_rows = transformed(weight, np.ones(o, dtype), False), c * o * PIECE > UNPACKED
-    if not by_rows:
-        u = u.transpose(0, 2, 1).copy("C")
+    u = transformed(weight, np.ones(o, dtype), False)
     y, down, across = empty_images(np, (n, o, oh, ow), dtype), -(-oh // size), -(-ow // size)
     step = tile_rows(n, down, across, c + o, x.itemsize)
     blocks = -(-n * down // step)
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
-    spread(convolve, blocks, holders, rows(x), c, u, by_rows, norm, relu, rows(y), means, squares, counts, flat(window),
-           size, step)  # fmt: skip
+    spread(convolve, blocks, rows(x), c, u, o, norm, relu, rows(y), means, squares, counts, flat(window), size,
+           step)  # fmt: skip
     return (y, *merged(means, squares, counts)) if statistics else y
 
 
@@ -431,8 +428,8 @@ def gradients(
     u, dx, size, (h, w) = transformed(weight, scale, True), empty_images(np, x.shape, x.dtype), 7 - k, window.input
     down, across = -(-h // size), -(-w // size)
     step = tile_rows(n, down, across, o + 2 * c, x.itemsize)
-    dus = empty(np, (min(LANES, -(-n * down // step)), *u.shape), x.dtype)
-    spread(both_gradients, len(dus), holders, rows(dz), o, rows(y), norm, rows(x), c, u, rows(dx), dus, flat(mirror),
+    dus = empty(np, (min(LANES, -(-n * down // step)), CELLS, o, c), x.dtype)
+    spread(both_gradients, len(dus), rows(dz), o, rows(y), norm, rows(x), c, u, rows(dx), dus, flat(mirror),
            size, step)  # fmt: skip
     dw = empty(np, (o, k, k, c), x.dtype)
     step = -(-o // min(LANES, max(1, o * c >> 12)))
