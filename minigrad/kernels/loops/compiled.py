@@ -19,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from minigrad.layout import Array
@@ -40,9 +42,14 @@ class Cache(FunctionCache):
     spent, told = 0.0, False
     compiling: Cache | None = None  # the kernel that is being compiled, with those that it calls
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., Any], name: str = ""):
         super().__init__(function)
         self._cache_file._source_stamp = STAMP
+        self.name = name
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        # Numba's own key of a generated function differs from process to process: such a function has a name instead.
+        return (signature, codegen.magic_tuple(), self.name) if self.name else super()._index_key(signature, codegen)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         found = super().load_overload(signature, target)
@@ -71,6 +78,22 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         with contextlib.suppress(RuntimeError):  # no directory can be written
             kernel._cache = Cache(function)
     return kernel
+
+
+_kept: list[CFunc] = []  # functions that compiled code calls by address must stay alive
+
+
+def exported(name: str, signature: Any, function: Callable[..., None]) -> Any:
+    """The function compiled once, for kernels that call it by name in place of containing it: they compile faster."""
+    exported_function = CFunc(
+        function, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
+    )
+    with contextlib.suppress(RuntimeError):  # no directory can be written
+        exported_function._cache = Cache(function, name)
+    exported_function.compile()
+    _kept.append(exported_function)
+    llvm.add_symbol(name, exported_function.address)
+    return types.ExternalFunction(name, signature)
 
 
 @intrinsic

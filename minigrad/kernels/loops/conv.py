@@ -32,7 +32,7 @@ from minigrad.kernels.loops.norm import (
     through_batch_norm,
     upstream,
 )
-from minigrad.kernels.loops.product import packed, product, product_of_transposed
+from minigrad.kernels.loops.product import packed, padded, product, product_of_transposed
 from minigrad.layout import Array, Window, empty, empty_images
 
 # --- patches
@@ -92,7 +92,7 @@ def convolve(turn, x, c, filters, o, norm, relu, y, counts, means, squares, wind
         first, last, stop = block * step, min(block * step + step, total), min(start + columns, o)
         source = x[first * ow : last * ow] if is_pointwise(window) else im2col(x, c, window, first, last, 0)
         out = y[first * ow : last * ow, start:stop]
-        product(source, filters[start * k : stop * k], out, k)
+        product(source, filters[start * k :], out, k)
         if len(norm):
             apply(out, norm[:, start:stop], relu)
         if len(means):
@@ -113,7 +113,7 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     blocks = -(-n * oh // step)
     parts = max(1, min(LANES // blocks, o // 32, n * oh * ow * k * o // ENOUGH // blocks))
     counts, (means, squares) = room_for_moments(blocks if statistics else 0, o)
-    columns = -(-o // parts)
+    columns = padded(-(-o // parts), size)
     spread(convolve, blocks * -(-o // columns), rows(x), c, packed(filters, True, columns), o, norm, relu, rows(y),
            counts, means, squares, flat(window), step, columns)  # fmt: skip
     return (y, *merged(means, squares, counts)) if statistics else y
@@ -148,7 +148,7 @@ def both_gradients(turn, dz, o, y, norm, x, c, turned, dx, dws, mirror, step, co
     had a part in are again a window, around h, and the cell of the filter runs backwards in it.
     """
     oh, ow, kh, _, _, _, ph, _, h, w = mirror
-    total, k, lanes, parts = len(dx) // w, len(turned) // c, len(dws), -(-c // columns)
+    total, k, lanes, parts = len(dx) // w, dws.shape[1], len(dws), -(-c // columns)
     task = take(turn)
     while task >= 0:
         lane, start, stop = task // parts, task % parts * columns, min(task % parts * columns + columns, c)
@@ -159,7 +159,7 @@ def both_gradients(turn, dz, o, y, norm, x, c, turned, dx, dws, mirror, step, co
             dy = upstream(dz, o, y, norm, begin * ow, end * ow)
             patches = dy if is_pointwise(mirror) else im2col(dy, o, mirror, first, last, begin)
             own = x[first * w : last * w, start:stop]
-            product(patches, turned[start * k : stop * k], dx[first * w : last * w, start:stop], k)
+            product(patches, turned[start * k :], dx[first * w : last * w, start:stop], k)
             product_of_transposed(patches, own, dws[lane, :, start:stop], block != lane)
         task = take(turn)
 
@@ -254,7 +254,7 @@ def gradients(
     dx, turned = empty_images(np, x.shape, x.dtype), turned_filters(weight, scale)
     step = block_rows(n * h, w, (k + c) * size, 2 * k * c)
     lanes = min(LANES, -(-n * h // step))
-    columns = -(-c // max(1, min(LANES // lanes, c // 32, 2 * n * h * w * k * c // ENOUGH // lanes)))
+    columns = padded(-(-c // max(1, min(LANES // lanes, c // 32, 2 * n * h * w * k * c // ENOUGH // lanes))), size)
     dws = empty(np, (lanes, k, c), x.dtype)
     spread(both_gradients, lanes * -(-c // columns), dzs, o, ys, norm, xs, c, packed(turned, False, columns), rows(dx),
            dws, flat(mirror), step, columns)  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, matrix, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
-from minigrad.kernels.loops.product import packed, product, product_of_transposed
+from minigrad.kernels.loops.product import packed, padded, product, product_of_transposed
 from minigrad.layout import Array, empty, empty_images
 
 
@@ -80,7 +80,7 @@ def products(turn, a, b, panels, out, columns):
         stop, left, target = min(start + columns, n), a[s % len(a)], out[s]
         if len(panels):
             k = left.shape[1]
-            product(left, panels[start * k : stop * k], target[:, start:stop], k)
+            product(left, panels[start * k :], target[:, start:stop], k)
         else:
             product_of_transposed(left, b[s % len(b)][:, start:stop], target[:, start:stop], False)
         task = take(turn)
@@ -97,7 +97,7 @@ def matmul(a: Array, b: Array, out: Array | None) -> Array:
     stack = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
     whole = empty(np, (stack, m, n), a.dtype)
     parts = max(1, min(LANES // stack, n // 32, stack * m * n * k // ENOUGH))
-    columns, nothing = -(-n // parts), np.empty(0, a.dtype)
+    columns, nothing = padded(-(-n // parts), a.itemsize), np.empty(0, a.dtype)
     if b.ndim == 3 or (b.flags.c_contiguous and not a.flags.c_contiguous):
         args: tuple[Array, ...] = as_stack(a, transposed=True), as_stack(b), nothing
     else:

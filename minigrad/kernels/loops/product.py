@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minigrad.kernels.loops.blocks import LANES, spread
-from minigrad.kernels.loops.compiled import compiled, take
+from minigrad.kernels.loops.compiled import compiled, exported, take
 from minigrad.layout import Array, empty
 
 FEATURES = llvm.get_host_cpu_features()
@@ -45,6 +45,7 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
     a_row, a_k         elements from a row of the tile to the next one, and from k to k + 1
     b_k, c_row         elements from k to k + 1, and from a row of the tile to the next one
     length, add        how far k runs; whether to add to c
+    columns            how many columns to write: the tile may be wider than what is left of c
     """
     number, step, bytes_ = (
         ir.FloatType() if real == types.float32 else ir.DoubleType(),
@@ -56,7 +57,7 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
     zero = ir.Constant(vector, [0.0] * lanes if lanes > 1 else 0.0)
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        a, a_row, a_k, b, b_k, c, c_row, length, add = arguments
+        a, a_row, a_k, b, b_k, c, c_row, length, add, columns = arguments
         multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         a, b, c = (builder.inttoptr(address, number.as_pointer()) for address in (a, b, c))
 
@@ -92,90 +93,99 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
             phi.add_incoming(value, before)
             phi.add_incoming(following, body)
         builder.position_at_end(after)
-        places = [at(c, builder.add(builder.mul(c_row, step(i)), step(j * lanes))) for i, j in cells]
-        with builder.if_else(add) as (adding, setting):
-            with adding:
-                for place, total in zip(places, sums, strict=True):
-                    builder.store(builder.fadd(builder.load(place, align=bytes_), total), place, align=bytes_)
-            with setting:
-                for place, total in zip(places, sums, strict=True):
-                    builder.store(total, place, align=bytes_)
+        with builder.if_else(builder.icmp_signed("==", columns, step(vectors * lanes))) as (all_columns, some_columns):
+            with all_columns:
+                places = [at(c, builder.add(builder.mul(c_row, step(i)), step(j * lanes))) for i, j in cells]
+                with builder.if_else(add) as (adding, setting):
+                    with adding:
+                        for place, total in zip(places, sums, strict=True):
+                            more = builder.fadd(builder.load(place, align=bytes_), total)
+                            builder.store(more, place, align=bytes_)
+                    with setting:
+                        for place, total in zip(places, sums, strict=True):
+                            builder.store(total, place, align=bytes_)
+            with some_columns:
+                own = cgutils.alloca_once(builder, ir.ArrayType(vector, len(cells)))
+                for number_, total in enumerate(sums):
+                    builder.store(total, builder.gep(own, [step(0), step(number_)]))
+                numbers_ = builder.bitcast(own, number.as_pointer())
+                with cgutils.for_range(builder, step(rows)) as row_, cgutils.for_range(builder, columns) as column:
+                    source = builder.add(builder.mul(row_.index, step(vectors * lanes)), column.index)
+                    place = builder.gep(c, [builder.add(builder.mul(row_.index, c_row), column.index)])
+                    total = builder.load(builder.gep(numbers_, [source]))
+                    more = builder.fadd(builder.load(place), total)
+                    builder.store(builder.select(add, more, total), place)
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[misc]
     def tile(
-        context: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, c: Any, c_row: Any, length: Any, add: Any
-    ) -> Any:
-        return types.void(*[types.intp] * 8, types.boolean), emit
+        context: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, c: Any, c_row: Any, length: Any, add: Any,
+        columns: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.intp] * 8, types.boolean, types.intp), emit
 
     return tile  # type: ignore[no-any-return]
 
 
 def _panel(real: Any, vectors: int, lanes: int, rows: int) -> Callable[..., None]:
-    """A panel of columns as wide as a tile, all rows of it: tiles below each other, then single rows."""
+    """A panel of so many columns, at most vectors · lanes, all rows of it: tiles below each other, then single rows."""
     tile, single = _tile(real, rows, vectors, lanes), _tile(real, 1, vectors, lanes)
     size = real.bitwidth // 8
 
     @compiled
-    def panel(
-        a: int, a_row: int, a_k: int, b: int, b_k: int, c: int, c_row: int, m: int, length: int, add: bool
-    ) -> None:
+    def panel(a, a_row, a_k, b, b_k, c, c_row, m, length, add, columns):
         i = 0
         while i < m:
             if i + rows > m and m >= rows and not add:
                 i = m - rows  # the last tile computes some rows a second time
             if i + rows <= m:
-                tile(a + i * a_row * size, a_row, a_k, b, b_k, c + i * c_row * size, c_row, length, add)
+                tile(a + i * a_row * size, a_row, a_k, b, b_k, c + i * c_row * size, c_row, length, add, columns)
                 i += rows
             else:
-                single(a + i * a_row * size, a_row, a_k, b, b_k, c + i * c_row * size, c_row, length, add)
+                single(a + i * a_row * size, a_row, a_k, b, b_k, c + i * c_row * size, c_row, length, add, columns)
                 i += 1
 
     return panel
 
 
-def _panels(real: Any) -> tuple[Callable[..., int], Callable[..., None]]:
-    """For one dtype: how wide the first panel of n columns is, and the product of a with a panel of such a width."""
-    lanes = VECTOR * 8 // real.bitwidth
-    widths = {vectors * lanes: _panel(real, vectors, lanes, rows) for vectors, rows in ROWS.items()}
-    four, three, two, one = (widths.get(vectors * lanes, widths[2 * lanes]) for vectors in (4, 3, 2, 1))
-    half, column = _panel(real, 1, lanes // 2, ROWS[1]), _panel(real, 1, 1, ROWS[1])
+def _multiply(real: Any) -> Any:
+    """For one dtype: c = a · b, or c += a · b, of addresses; distances in elements.
 
-    @compiled
-    def width(n: int) -> int:
-        vectors = min(n // lanes, WIDEST)
-        if n // lanes == 5:
-            vectors = min(3, WIDEST)  # three and two are faster than four and one
-        if vectors > 0:
-            return vectors * lanes
-        return lanes // 2 if n >= lanes // 2 else 1
+    b_k   from a row of b to the next one; 0: b is packed
+    """
+    lanes, size = VECTOR * 8 // real.bitwidth, real.bitwidth // 8
+    by_vectors = {vectors: _panel(real, vectors, lanes, rows) for vectors, rows in ROWS.items()}
+    four, three, two, one = (by_vectors.get(vectors, by_vectors[2]) for vectors in (4, 3, 2, 1))
 
-    @compiled
-    def panel(
-        wide: int, a: int, a_row: int, a_k: int, b: int, b_k: int, c: int, c_row: int, m: int, length: int, add: bool
-    ) -> None:
-        if wide == 4 * lanes:
-            four(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
-        elif wide == 3 * lanes:
-            three(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
-        elif wide == 2 * lanes:
-            two(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
-        elif wide == lanes:
-            one(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
-        elif wide > 1:
-            half(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
-        else:
-            column(a, a_row, a_k, b, b_k, c, c_row, m, length, add)
+    def multiply(a, a_row, a_k, b, b_k, c, c_row, m, n, length, add):
+        j = 0
+        while j < n:
+            wide = width(n - j, size)
+            columns, z = min(wide, n - j), c + j * size
+            y, step = (b + j * size, b_k) if b_k else (b + j * length * size, wide)
+            if wide == 4 * lanes:
+                four(a, a_row, a_k, y, step, z, c_row, m, length, add, columns)
+            elif wide == 3 * lanes:
+                three(a, a_row, a_k, y, step, z, c_row, m, length, add, columns)
+            elif wide == 2 * lanes:
+                two(a, a_row, a_k, y, step, z, c_row, m, length, add, columns)
+            else:
+                one(a, a_row, a_k, y, step, z, c_row, m, length, add, columns)
+            j += wide
 
-    return width, panel
-
-
-(_width_32, _panel_32), (_width_64, _panel_64) = _panels(types.float32), _panels(types.float64)
+    return exported(f"minigrad_multiply_{size}", types.void(*[types.intp] * 10, types.boolean), multiply)
 
 
 @compiled
-def _width(n, size):
-    return _width_32(n) if size == 4 else _width_64(n)
+def width(n, itemsize):
+    """How many columns the first panel of n columns has; zeros fill up the last one."""
+    lanes = VECTOR // itemsize
+    vectors = -(-n // lanes)
+    return lanes * min(3 if vectors == 5 else vectors, WIDEST)  # three and two are faster than four and one
+
+
+if not config.DISABLE_JIT:
+    _multiply_4, _multiply_8 = _multiply(types.float32), _multiply(types.float64)
 
 
 @compiled
@@ -183,9 +193,10 @@ def put_row(row, k, length, columns, panels):
     """Row k of b (length, N) to its places in the panels; no panel reaches over a multiple of `columns`."""
     n, j = len(row), 0
     while j < n:
-        wide = _width(min(n, j // columns * columns + columns) - j, panels.itemsize)
+        stop = min(n, j // columns * columns + columns)
+        wide = width(stop - j, panels.itemsize)
         source, target = row[j:], panels[j * length + k * wide :]
-        for q in range(wide):
+        for q in range(min(wide, stop - j)):
             target[q] = source[q]
         j += wide
 
@@ -195,13 +206,19 @@ def put_column(column, f, n, columns, panels):
     """Column f of b (K, n) to its places."""
     j = f // columns * columns
     stop = min(n, j + columns)
-    wide = _width(stop - j, panels.itemsize)
+    wide = width(stop - j, panels.itemsize)
     while j + wide <= f:
         j += wide
-        wide = _width(stop - j, panels.itemsize)
+        wide = width(stop - j, panels.itemsize)
     target = panels[j * len(column) + f - j :]
     for k in range(len(column)):
         target[k * wide] = column[k]
+
+
+def padded(n: int, itemsize: int) -> int:
+    """Columns of all panels of n columns together."""
+    lanes = VECTOR // itemsize
+    return -(-n // lanes) * lanes
 
 
 @compiled
@@ -220,34 +237,32 @@ def packed(b: Array, transposed: bool = False, columns: int = 0) -> Array:
     """b (K, N), or the transpose of b (N, K), as `product` reads it: panels of columns one after the other, in each its
     K rows.
 
-    columns   where N is cut: columns j … j + columns − 1 are [j·K : (j + columns)·K] of the result (K·N,)
+    columns   where N is cut, a whole number of vectors: columns j … are [j·K:] of the result
     """
-    panels = empty(np, (b.size,), b.dtype)
+    length, n = b.shape[::-1] if transposed else b.shape
+    size = padded(n, b.itemsize) * length
+    panels = empty(np, (size,), b.dtype) if padded(n, b.itemsize) == n else np.zeros(size, b.dtype)
     step = -(-len(b) // max(1, min(LANES, b.size >> 15)))
-    spread(_pack, -(-len(b) // step), b, transposed, columns or b.shape[0 if transposed else 1], step, panels)
+    spread(_pack, -(-len(b) // step), b, transposed, columns or n, step, panels)
     return panels
 
 
-def _product(a: Array, packed: Array, out: Array, length: int) -> None:
+def _product(a: Array, panels: Array, out: Array, length: int) -> None:
     """out = a · b.
 
     a       (M, P): its first `length` columns
-    packed  (length·N,), from `packed`
+    panels  from `packed`
     out     (M, N): a part of wider rows, or whole rows
     """
     (m, n), size = out.shape, out.itemsize
-    a_row, c_row = a.strides[0], out.strides[0]
+    x, y, z = a.ctypes.data, panels.ctypes.data, out.ctypes.data
     chunk = max(48, A_BYTES // (size * length) // 24 * 24)
-    for first in range(0, m, chunk):
-        count, j = min(chunk, m - first), 0
-        x, z = a.ctypes.data + first * a_row, out.ctypes.data + first * c_row
-        while j < n:
-            wide, y = _width(n - j, size), packed.ctypes.data + j * length * size
-            if size == 4:
-                _panel_32(wide, x, a_row // 4, 1, y, wide, z + j * 4, c_row // 4, count, length, False)
-            else:
-                _panel_64(wide, x, a_row // 8, 1, y, wide, z + j * 8, c_row // 8, count, length, False)
-            j += wide
+    for i in range(0, m, chunk):
+        rows, left, target = min(chunk, m - i), x + i * a.strides[0], z + i * out.strides[0]
+        if size == 4:
+            _multiply_4(left, a.strides[0] // 4, 1, y, 0, target, out.strides[0] // 4, rows, n, length, False)
+        else:
+            _multiply_8(left, a.strides[0] // 8, 1, y, 0, target, out.strides[0] // 8, rows, n, length, False)
 
 
 def _product_of_transposed(a: Array, b: Array, out: Array, add: bool) -> None:
@@ -257,27 +272,34 @@ def _product_of_transposed(a: Array, b: Array, out: Array, add: bool) -> None:
     b   (K, ≥ N): its first N columns
     out (M, N)
     """
-    (m, n), size = out.shape, out.itemsize
-    a_row, b_row, c_row = a.strides[0], b.strides[0], out.strides[0]
-    for start in range(0, len(a), PIECE):
-        count, more, j = min(PIECE, len(a) - start), add or start > 0, 0
-        x, y = a.ctypes.data + start * a_row, b.ctypes.data + start * b_row
-        while j < n:
-            wide, z = _width(n - j, size), out.ctypes.data + j * size
-            if size == 4:
-                _panel_32(wide, x, 1, a_row // 4, y + j * 4, b_row // 4, z, c_row // 4, m, count, more)
-            else:
-                _panel_64(wide, x, 1, a_row // 8, y + j * 8, b_row // 8, z, c_row // 8, m, count, more)
-            j += wide
+    (m, n), size, k, lanes = out.shape, out.itemsize, len(a), VECTOR // out.itemsize
+    whole = n - n % lanes  # columns that fill vectors; the others are copied, so that no vector reaches beyond b
+    rest = np.zeros((PIECE, lanes), out.dtype)
+    for start in range(0, k, PIECE):
+        length, more = min(PIECE, k - start), add or start > 0
+        x, y, z = a.ctypes.data + start * a.strides[0], b.ctypes.data + start * b.strides[0], out.ctypes.data
+        for i in range(length if whole < n else 0):
+            source, target = b[start + i, whole:], rest[i]
+            for q in range(n - whole):
+                target[q] = source[q]
+        y_rest, z_rest = rest.ctypes.data, z + whole * size
+        if size == 4:
+            a_k, b_k, row = a.strides[0] // 4, b.strides[0] // 4, out.strides[0] // 4
+            _multiply_4(x, 1, a_k, y, b_k, z, row, m, whole, length, more)
+            _multiply_4(x, 1, a_k, y_rest, lanes, z_rest, row, m, n - whole, length, more)
+        else:
+            a_k, b_k, row = a.strides[0] // 8, b.strides[0] // 8, out.strides[0] // 8
+            _multiply_8(x, 1, a_k, y, b_k, z, row, m, whole, length, more)
+            _multiply_8(x, 1, a_k, y_rest, lanes, z_rest, row, m, n - whole, length, more)
 
 
-def _plain_product(a: Array, packed: Array, out: Array, length: int) -> None:
+def _plain_product(a: Array, panels: Array, out: Array, length: int) -> None:
     """`product` under the plain interpreter."""
-    n, at, j = out.shape[1], 0, 0
+    n, j = out.shape[1], 0
     while j < n:
-        wide = _width(n - j, out.itemsize)
-        out[:, j : j + wide] = a[: len(out), :length] @ packed[at : at + length * wide].reshape(length, wide)
-        at += length * wide
+        wide = width(n - j, out.itemsize)
+        panel = panels[j * length : (j + wide) * length].reshape(length, wide)
+        out[:, j : j + wide] = (a[: len(out), :length] @ panel)[:, : n - j]
         j += wide
 
 

@@ -46,7 +46,7 @@ import numpy as np
 from minigrad.kernels.loops.blocks import LANES, flat, matrix, rounded, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import add_lanes, merged, moments, room_for_moments, upstream
-from minigrad.kernels.loops.product import product, product_of_transposed, put_column, put_row
+from minigrad.kernels.loops.product import padded, product, product_of_transposed, put_column, put_row
 from minigrad.layout import Array, Window, empty, empty_images
 
 CELLS = 36  # of a tile: six inputs on each axis; it makes 7 − k outputs for k×k filters
@@ -342,9 +342,11 @@ def filter_gradients(turn, dus, scale, g, step, out):
 
 
 def transformed(weight: Array, scale: Array, turned: bool) -> Array:
-    """The filters' planes (36, C·O)."""
+    """The filters' planes (36, ·), each packed."""
     o, c, k, _ = weight.shape
-    u = empty(np, (CELLS, o * c), weight.dtype)
+    u = np.zeros(
+        (CELLS, c * padded(o, weight.itemsize) if not turned else o * padded(c, weight.itemsize)), weight.dtype
+    )
     step = -(-o // min(LANES, max(1, o * c >> 12)))
     filters = matrix(weight.transpose(0, 2, 3, 1))
     spread(filter_planes, -(-o // step), filters, scale, turned, G[k, weight.dtype.name], step, u)
