@@ -30,6 +30,8 @@ from numba.extending import intrinsic
 
 from minigrad.layout import Array
 
+FEATURES = llvm.get_host_cpu_features()
+VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16  # bytes of a register
 LONG = 2.0  # seconds of compiling after which a line says so
 
 _sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
@@ -127,3 +129,34 @@ def take(turn: Array) -> int:
     """The number of the next block that no thread has taken, or −1. turn: blocks taken, blocks in all."""
     block = fetch_and_add(turn, 0, 1)
     return block if block < turn[1] else -1
+
+
+@intrinsic
+def _move(context: Any, target: Any, source: Any) -> Any:
+    """Copy the VECTOR bytes at one address to another."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> ir.Value:
+        vector = ir.VectorType(ir.IntType(8), VECTOR).as_pointer()
+        to, start = (builder.inttoptr(address, vector) for address in arguments)
+        builder.store(builder.load(start, align=1), to, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+def _copy_run(source: Array, start: int, target: Array, at: int, count: int) -> None:
+    """Copy a few values from source[start:] to target[at:], in whole vectors: up to a vector more than `count`.
+
+    A loop over a few values is several times slower.
+    """
+    size = source.itemsize
+    x, y = source.ctypes.data + start * size, target.ctypes.data + at * size
+    for byte in range(0, count * size, VECTOR):
+        _move(y + byte, x + byte)
+
+
+def _plain_copy_run(source: Array, start: int, target: Array, at: int, count: int) -> None:
+    target[at : at + count] = source[start : start + count]
+
+
+copy_run = _plain_copy_run if config.DISABLE_JIT else compiled(_copy_run)

@@ -18,7 +18,7 @@ import numpy as np
 from minigrad.kernels.loops import norm as norms
 from minigrad.kernels.loops import winograd
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, block_rows, flat, matrix, rows, spread
-from minigrad.kernels.loops.compiled import compiled, take
+from minigrad.kernels.loops.compiled import VECTOR, compiled, copy_run, take
 from minigrad.kernels.loops.norm import (
     add_lanes,
     apply,
@@ -35,6 +35,8 @@ from minigrad.kernels.loops.norm import (
 from minigrad.kernels.loops.product import packed, padded, product, product_of_transposed
 from minigrad.layout import Array, Window, empty, empty_images
 
+SLACK = VECTOR // 4  # values behind an array that `copy_run` may read or overwrite
+
 # --- patches
 
 
@@ -43,8 +45,9 @@ def im2col(x, c, window, first, last, skipped):
     """What the pixels of output rows first … last − 1 see, KH·KW·C values each; x begins with input row `skipped`."""
     h, w, kh, kw, sh, sw, ph, pw, oh, ow = window
     wide, run = (w + 2 * pw + sw) * c, kw * c  # of a padded row of the image, and of what a pixel sees of it
-    patches = np.empty(((last - first) * ow, kh * run), x.dtype)
-    band = np.zeros(kh * wide, x.dtype)
+    pixels, k = (last - first) * ow, kh * run
+    patches = np.empty(pixels * k + SLACK, x.dtype)
+    band = np.zeros(kh * wide + SLACK, x.dtype)
     for r in range(first, last):
         i, top = r // oh, r % oh * sh - ph
         for u in range(kh):
@@ -54,17 +57,19 @@ def im2col(x, c, window, first, last, skipped):
             else:
                 row[:] = 0
         for b in range(ow):
-            patch = patches[(r - first) * ow + b]
             for u in range(kh):
-                source, target = band[u * wide + b * sw * c :], patch[u * run :]
-                for q in range(run):
-                    target[q] = source[q]
-    return patches
+                copy_run(band, u * wide + b * sw * c, patches, ((r - first) * ow + b) * k + u * run, run)
+    return patches[: pixels * k].reshape(pixels, k)
 
 
 @compiled
 def copy_row(x, w, c, row):
     """w pixels of c channels each, side by side."""
+    if x.shape[1] == c:
+        source = x.reshape(-1)
+        for q in range(w * c):
+            row[q] = source[q]
+        return
     for v in range(w):
         source, target = x[v], row[v * c :]
         for q in range(c):

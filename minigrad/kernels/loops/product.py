@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config, types
@@ -26,11 +25,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minigrad.kernels.loops.blocks import LANES, spread
-from minigrad.kernels.loops.compiled import compiled, exported, take
+from minigrad.kernels.loops.compiled import VECTOR, compiled, exported, take
 from minigrad.layout import Array, empty
 
-FEATURES = llvm.get_host_cpu_features()
-VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16  # bytes of a register
 # Rows of a tile by the vectors of columns it has: the tile, a row of b and a number of a fill the registers.
 ROWS = {2: 6, 1: 12} if VECTOR == 32 else {4: 6, 3: 8, 2: 12, 1: 14}
 WIDEST = max(ROWS)
@@ -201,20 +198,6 @@ def put_row(row, k, length, columns, panels):
         j += wide
 
 
-@compiled
-def put_column(column, f, n, columns, panels):
-    """Column f of b (K, n) to its places."""
-    j = f // columns * columns
-    stop = min(n, j + columns)
-    wide = width(stop - j, panels.itemsize)
-    while j + wide <= f:
-        j += wide
-        wide = width(stop - j, panels.itemsize)
-    target = panels[j * len(column) + f - j :]
-    for k in range(len(column)):
-        target[k * wide] = column[k]
-
-
 def padded(n: int, itemsize: int) -> int:
     """Columns of all panels of n columns together."""
     lanes = VECTOR // itemsize
@@ -222,14 +205,28 @@ def padded(n: int, itemsize: int) -> int:
 
 
 @compiled
-def _pack(turn, b, transposed, columns, step, panels):
+def _pack(turn, b, columns, step, panels):
     block = take(turn)
     while block >= 0:
-        for i in range(block * step, min(block * step + step, len(b))):
-            if transposed:
-                put_column(b[i], i, len(b), columns, panels)
-            else:
-                put_row(b[i], i, len(b), columns, panels)
+        for k in range(block * step, min(block * step + step, len(b))):
+            put_row(b[k], k, len(b), columns, panels)
+        block = take(turn)
+
+
+@compiled
+def _pack_transposed(turn, b, columns, step, panels):
+    n, length = b.shape
+    block = take(turn)
+    while block >= 0:
+        first, last, j = block * step, min(block * step + step, length), 0
+        while j < n:
+            stop = min(n, j // columns * columns + columns)
+            wide = width(stop - j, panels.itemsize)
+            for k in range(first, last):
+                target = panels[j * length + k * wide :]
+                for q in range(min(wide, stop - j)):
+                    target[q] = b[j + q, k]
+            j += wide
         block = take(turn)
 
 
@@ -240,10 +237,11 @@ def packed(b: Array, transposed: bool = False, columns: int = 0) -> Array:
     columns   where N is cut, a whole number of vectors: columns j … are [j·K:] of the result
     """
     length, n = b.shape[::-1] if transposed else b.shape
-    size = padded(n, b.itemsize) * length
-    panels = empty(np, (size,), b.dtype) if padded(n, b.itemsize) == n else np.zeros(size, b.dtype)
-    step = -(-len(b) // max(1, min(LANES, b.size >> 15)))
-    spread(_pack, -(-len(b) // step), b, transposed, columns or n, step, panels)
+    panels = empty(np, (padded(n, b.itemsize) * length,), b.dtype)
+    if panels.size > b.size:
+        panels[:] = 0
+    step = -(-length // max(1, min(LANES, b.size >> 15)))
+    spread(_pack_transposed if transposed else _pack, -(-length // step), b, columns or n, step, panels)
     return panels
 
 

@@ -46,7 +46,7 @@ import numpy as np
 from minigrad.kernels.loops.blocks import LANES, flat, matrix, rounded, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
 from minigrad.kernels.loops.norm import add_lanes, merged, moments, room_for_moments, upstream
-from minigrad.kernels.loops.product import padded, product, product_of_transposed, put_column, put_row
+from minigrad.kernels.loops.product import padded, product, product_of_transposed, put_row
 from minigrad.layout import Array, Window, empty, empty_images
 
 CELLS = 36  # of a tile: six inputs on each axis; it makes 7 − k outputs for k×k filters
@@ -284,34 +284,28 @@ def outputs(m, o, geometry, size, first, last, norm, relu, y):
 
 
 @compiled
-def filter_planes(turn, weight, scale, turned, g, step, out):
-    """GgGᵀ of every filter (O, k, k, C), times its scale: a plane for each cell, as `product` reads it.
-
-    The planes are (C, O) for the convolution, and (O, C) of the filters turned by 180° for its gradient.
-    """
-    o, k, _, c = weight.shape
-    down, line = np.empty((6, k, c), weight.dtype), np.empty(c, weight.dtype)
+def filter_planes(turn, filters, scale, turned, g, step, out):
+    """GgGᵀ of filters (R, k, k, S), turned by 180° if asked, times a number for each R: 36 planes (R, S), packed."""
+    rows_, k, _, columns = filters.shape
+    down, line = np.empty((6, k, columns), filters.dtype), np.empty(columns, filters.dtype)
     block = take(turn)
     while block >= 0:
-        for f in range(block * step, min(block * step + step, o)):
+        for r in range(block * step, min(block * step + step, rows_)):
             down[:] = 0
             for p in range(6):
                 for u in range(k):
-                    factor = g[p, k - 1 - u if turned else u] * scale[f]
+                    factor = g[p, k - 1 - u if turned else u] * scale[r]
                     for v in range(k):
-                        total, source = down[p, v], weight[f, u, k - 1 - v if turned else v]
-                        for q in range(c):
+                        total, source = down[p, v], filters[r, u, k - 1 - v if turned else v]
+                        for q in range(columns):
                             total[q] += factor * source[q]
             for p in range(36):
                 line[:] = 0
                 for v in range(k):
                     factor, source = g[p % 6, v], down[p // 6, v]
-                    for q in range(c):
+                    for q in range(columns):
                         line[q] += factor * source[q]
-                if turned:
-                    put_row(line, f, o, c, out[p])
-                else:
-                    put_column(line, f, o, o, out[p])
+                put_row(line, r, rows_, columns, out[p])
         block = take(turn)
 
 
@@ -341,16 +335,19 @@ def filter_gradients(turn, dus, scale, g, step, out):
         block = take(turn)
 
 
-def transformed(weight: Array, scale: Array, turned: bool) -> Array:
-    """The filters' planes (36, ·), each packed."""
-    o, c, k, _ = weight.shape
-    u = np.zeros(
-        (CELLS, c * padded(o, weight.itemsize) if not turned else o * padded(c, weight.itemsize)), weight.dtype
-    )
-    step = -(-o // min(LANES, max(1, o * c >> 12)))
-    filters = matrix(weight.transpose(0, 2, 3, 1))
-    spread(filter_planes, -(-o // step), filters, scale, turned, G[k, weight.dtype.name], step, u)
-    return u
+def transformed(weight: Array, scale: Array | None = None) -> Array:
+    """The filters' planes, packed: (36, C, O); or, given the scale of each filter, (36, O, C) of the turned filters."""
+    turned, k, dtype = scale is not None, weight.shape[2], weight.dtype
+    filters = matrix(weight.transpose(0, 2, 3, 1) if turned else weight.transpose(1, 2, 3, 0))
+    rows_, columns = len(filters), filters.shape[3]
+    wide = padded(columns, dtype.itemsize)
+    planes = empty(np, (CELLS, rows_ * wide), dtype)
+    if wide > columns:
+        planes[:] = 0
+    step = -(-rows_ // min(LANES, max(1, weight.size // (k * k) >> 12)))
+    by = np.ones(rows_, dtype) if scale is None else scale
+    spread(filter_planes, -(-rows_ // step), filters, by, turned, G[k, dtype.name], step, planes)
+    return planes
 
 
 # --- the convolution
@@ -411,7 +408,7 @@ def convolved(x: Array, weight: Array, norm: Array, relu: bool, window: Window, 
     """The convolution, norm (2, O) scale and shift of its result, or nothing."""
     n, c, o, (oh, ow), dtype = len(x), x.shape[1], len(weight), window.output, x.dtype
     size = 7 - window.kernel[0]
-    u = transformed(weight, np.ones(o, dtype), False)
+    u = transformed(weight)
     y, down, across = empty_images(np, (n, o, oh, ow), dtype), -(-oh // size), -(-ow // size)
     step = tile_rows(n, down, across, c + o, x.itemsize)
     blocks = -(-n * down // step)
@@ -427,7 +424,7 @@ def gradients(
     """dx, dw of a convolution padded by less than half of its kernel, so that dy is no larger than x."""
     (o, c, k, _), (ph, pw), n = weight.shape, window.padding, len(x)
     mirror = Window.of(window.output, k, 1, (k - 1 - ph, k - 1 - pw))
-    u, dx, size, (h, w) = transformed(weight, scale, True), empty_images(np, x.shape, x.dtype), 7 - k, window.input
+    u, dx, size, (h, w) = transformed(weight, scale), empty_images(np, x.shape, x.dtype), 7 - k, window.input
     down, across = -(-h // size), -(-w // size)
     step = tile_rows(n, down, across, o + 2 * c, x.itemsize)
     dus = empty(np, (min(LANES, -(-n * down // step)), CELLS, o, c), x.dtype)
