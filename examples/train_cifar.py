@@ -21,7 +21,6 @@ from inception.models import create_model
 from inception.weights import save_weights
 from minigrad import backend, ops, optim, schedule
 from minigrad.random import Key
-from minigrad.threads import blas_on_one_thread
 
 
 def train(data="shapes", model="googlenet_small", epochs=None, batch_size=None, lr=0.1, save=None, quiet=False,
@@ -48,12 +47,11 @@ def train(data="shapes", model="googlenet_small", epochs=None, batch_size=None, 
         with console.progress(f"epoch {epoch + 1}", len(batches), unit="step", quiet=quiet) as bar:
             for step, batch in enumerate(batches.batches(epoch), epoch * len(batches)):
                 network.set_key(Key(0).fold("dropout").fold(step), batch.rows)  # random numbers of this step
-                with blas_on_one_thread():  # minigrad's own threads share the work
-                    logits = network(to_tensor(batch.images))
-                    loss = ops.cross_entropy(logits, backend.asarray(batch.labels))
-                    loss.backward()
-                    optimizer.step(lr=lr * rate(step), momentum=momentum(step))
-                    optimizer.zero_grad()
+                logits = network(to_tensor(batch.images))
+                loss = ops.cross_entropy(logits, backend.asarray(batch.labels))
+                loss.backward()
+                optimizer.step(lr=lr * rate(step), momentum=momentum(step))
+                optimizer.zero_grad()
                 if bar.update():  # drawn now: only then wait for a GPU
                     bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
         result = evaluate(network, Loader(tests, batch_size, mean=mean, std=std), quiet=quiet)

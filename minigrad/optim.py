@@ -29,7 +29,6 @@ from minigrad.errors import MinigradError
 from minigrad.kernels import kernels
 from minigrad.layout import Array
 from minigrad.optimizer import Optimizer, Options, Parameter, Params, Slot, State
-from minigrad.threads import blas_on_one_thread
 
 
 class SGD(Optimizer):
@@ -248,17 +247,16 @@ def orthogonal(matrices: Array) -> Array:
     a, b, c = 3.4445, -4.7750, 2.0315
     xp, matmul, wide = array_module(matrices), kernels(matrices).matmul, matrices.shape[-2] <= matrices.shape[-1]
     x = matrices / (xp.sqrt(xp.sum(matrices * matrices, axis=(-2, -1), keepdims=True)) + 1e-7)
-    with blas_on_one_thread():
-        for _ in range(3):
-            turned = x.swapaxes(-2, -1)
-            square = matmul(x, turned, None) if wide else matmul(turned, x, None)
-            factor = matmul(square, square, None)
-            factor *= c
-            square *= b
-            factor += square
-            diagonal = factor.reshape(*factor.shape[:-2], -1)[..., :: factor.shape[-1] + 1]
-            diagonal += a
-            x = matmul(factor, x, None) if wide else matmul(x, factor, None)
+    for _ in range(3):
+        turned = x.swapaxes(-2, -1)
+        square = matmul(x, turned, None) if wide else matmul(turned, x, None)
+        factor = matmul(square, square, None)
+        factor *= c
+        square *= b
+        factor += square
+        diagonal = factor.reshape(*factor.shape[:-2], -1)[..., :: factor.shape[-1] + 1]
+        diagonal += a
+        x = matmul(factor, x, None) if wide else matmul(x, factor, None)
     return x
 
 

@@ -25,7 +25,6 @@ from minigrad.errors import BackendError, DtypeError, GraphError, ShapeError
 from minigrad.graph import Changes, Node, Part, recording, walk, watcher
 from minigrad.kernels import kernels
 from minigrad.layout import Array, elementwise, sum_to
-from minigrad.threads import blas_on_one_thread
 
 Backward = Callable[[Array], Array | Sequence[Array | None] | None]
 
@@ -176,8 +175,7 @@ class Tensor:
         gradient = xp.array(gradient, dtype=self.dtype)  # a copy: the user's array is never handed on
         if gradient.shape != self.shape:
             raise ShapeError(f"backward() got a gradient of shape {gradient.shape} for a tensor of shape {self.shape}")
-        with blas_on_one_thread():
-            walk(self.node, gradient)
+        walk(self.node, gradient)
 
     # --- arithmetic: each op is its formula, and how a gradient goes back through it
 

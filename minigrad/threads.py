@@ -1,8 +1,8 @@
-"""Threads over blocks of work, with BLAS held to one thread meanwhile.
+"""Threads that share the blocks of a kernel.
 
-NumPy releases the interpreter lock inside ufuncs, copies and products, so a pool of Python threads over blocks
-that fit the cache uses all cores for every op, including those that NumPy itself runs on one. The blocks follow
-from shapes alone, never from the number of threads: the results are the same bits for any number.
+A kernel is compiled code that runs without the interpreter's lock, or NumPy calls that release it. Each thread takes
+the next block until none is left. The blocks follow from shapes alone, never from the number of threads: results are
+bit-identical for any number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -105,7 +104,9 @@ class Task:
 
     def __init__(self, work: Callable[[], None]):
         self.work, self.context = work, contextvars.copy_context()
-        self.ticket = deque([None])  # whoever has it runs the task, or, if that is who asked, calls it off
+        self.ticket = deque(
+            [None]
+        )  # a helper takes it to run the task; the asking thread takes it to call the task off
         self.error: BaseException | None = None
         self.done = threading.Lock()  # released when the task has been run
         self.done.acquire()
@@ -163,7 +164,7 @@ class Helpers:
 
 @atexit.register
 def _stop_helpers() -> None:
-    """Before the process ends: who was interrupted has not waited for them, and libraries go from under them."""
+    """Stop the helpers before the interpreter unloads libraries that they may still be using."""
     if _helpers is not None:
         _helpers.stop()
 
@@ -174,11 +175,6 @@ def _the_helpers() -> Helpers:
         if _helpers is None:
             _helpers = Helpers(num_threads() - 1)
         return _helpers
-
-
-def blas_on_one_thread() -> AbstractContextManager[None]:
-    """Nothing: the kernels put BLAS on one thread themselves, while they run."""
-    return nullcontext()
 
 
 def _after_fork_in_child() -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from kernel_cases import (
     call,
     expected,
 )
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from minigrad import Tensor, nn, threads, watch
 from minigrad.errors import NonFiniteError
@@ -35,7 +33,7 @@ from minigrad.layout import Window, channels_last
 from minigrad.random import Key, normal
 
 loops = pytest.importorskip("minigrad.kernels.loops")
-from minigrad.kernels.loops import blas, blocks, conv, norm, pool, winograd  # noqa: E402
+from minigrad.kernels.loops import blocks, conv, norm, pool, product, winograd  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -238,49 +236,86 @@ def test_products_of_matrices_and_stacks(dtype: str, shapes: tuple[Any, Any], tu
     np.testing.assert_array_equal(out, result)
 
 
-# ---- BLAS ----
+# ---- Products ----
+
+# Rows, inner length, columns: fewer than a tile, none left over, some left over; more than a chunk and a piece.
+SIZES = [
+    (1, 1, 1),
+    (3, 4, 5),
+    (6, 64, 64),
+    (13, 7, 12),
+    (49, 70, 33),
+    (97, 31, 77),
+    (100, 3, 16),
+    (50, 65, 208),
+    (700, 130, 24),
+]
 
 
-def blas_threads() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13)])
+@pytest.mark.parametrize(("m", "k", "n"), SIZES)
+def test_products_are_numpys(m: int, k: int, n: int, dtype: str, tolerance: float) -> None:
+    """Of parts of wider rows, packed from both orders, cut by columns; added or not."""
+    rng = np.random.default_rng(m * k + n)
+    a, b, d = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k + 3), (k, n), (m, n + 5)))
+    wanted, scale = a[:, :k].astype("f8") @ b.astype("f8"), np.sqrt(k)
+    for panels in (product.packed(b), product.packed(np.ascontiguousarray(b.T), True)):
+        wide = np.full((m, n + 2), 7, dtype)
+        multiply(a, panels, wide[:, 1:-1], k)
+        assert abs(wide[:, 1:-1] - wanted).max() <= tolerance * scale
+        assert (wide[:, [0, -1]] == 7).all()
+    columns = product.padded(-(-n // 3), np.dtype(dtype).itemsize)
+    panels, cut = product.packed(b, False, columns), np.empty((m, n), dtype)
+    for j in range(0, n, columns):
+        multiply(a, panels[j * k :], cut[:, j : j + columns], k)
+    assert abs(cut - wanted).max() <= tolerance * scale
+    dw, wanted = np.ones((k, n), dtype), a[:, :k].astype("f8").T @ d[:, :n].astype("f8")
+    multiply_transposed(a, d, dw, True)
+    assert abs(dw - 1 - wanted).max() <= 2 * tolerance * np.sqrt(m) + tolerance
+    multiply_transposed(a, d, dw, False)
+    assert abs(dw - wanted).max() <= tolerance * np.sqrt(m)
 
 
-needs_openblas = pytest.mark.skipif(
-    "openblas" not in {library["internal_api"] for library in threadpool_info()}, reason="NumPy has another BLAS"
-)
-X, W = (channels_last(np, normal(Key(i), (16, 32, 32, 32)).astype("float32")) for i in range(2))
-CONVOLUTION = X, W[:16, :, :1, :1].copy(), None, Window.of((32, 32), 1)
+multiply, multiply_transposed = loops.conv.product, loops.conv.product_of_transposed
 
 
-@needs_openblas
-def test_blas_gets_its_threads_back() -> None:
-    with threadpool_limits(2, "blas"):
-        loops.conv2d(*CONVOLUTION)
-        assert blas_threads() == {2}
-        blas.hold(blas.holders)
-        blas.hold(blas.holders)
-        assert blas_threads() == {1}
-        blas.let_go(blas.holders)
-        assert blas_threads() == {1}  # another kernel is still running
-        blas.let_go(blas.holders)
-        assert blas_threads() == {2}
+def test_each_element_is_one_sum_whatever_rows_are_computed_together() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((200, 150)).astype("f4"), rng.standard_normal((150, 40)).astype("f4")
+    panels, whole, parts = product.packed(b), np.empty((200, 40), "f4"), np.empty((200, 40), "f4")
+    multiply(a, panels, whole, 150)
+    for i in range(0, 200, 17):
+        multiply(a[i : i + 17], panels, parts[i : i + 17], 150)
+    assert (whole == parts).all()
 
 
-@needs_openblas
-def test_blas_gets_its_threads_back_from_many_kernels_at_once() -> None:
-    with threadpool_limits(2, "blas"):
-        users = [threading.Thread(target=lambda: [loops.conv2d(*CONVOLUTION) for _ in range(50)]) for _ in range(4)]
-        for user in users:
-            user.start()
-        for user in users:
-            user.join()
-        assert blas_threads() == {2}
+def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
+    a, b = np.ones((30, 20), "f4"), np.ones((20, 9), "f4")
+    a[3, 5], b[7, 2] = np.nan, np.inf
+    out = np.empty((30, 9), "f4")
+    multiply(a, product.packed(b), out, 20)
+    assert np.isnan(out[3]).all()
+    assert np.isinf(np.delete(out, 3, axis=0)[:, 2]).all()
+    assert (np.delete(np.delete(out, 3, axis=0), 2, axis=1) == 20).all()
+
+
+def test_products_with_narrower_registers() -> None:
+    """The tiles of processors without AVX-512 give the same numbers."""
+    code = """
+        import numpy as np
+        from test_kernels_loops import SIZES, test_products_are_numpys
+        from minigrad.kernels.loops import compiled
+        for m, k, n in SIZES:
+            test_products_are_numpys(m, k, n, "float32", 1e-5)
+        print(compiled.VECTOR)
+    """
+    done = python(code, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma,+avx,+sse4.2,+sse2")
+    assert done.stdout == "32\n", done.stderr
 
 
 INTERRUPTED = """
     import random, signal, threading, time
-    from threadpoolctl import threadpool_info, threadpool_limits
-    from test_kernels_loops import CONVOLUTION, blas_threads, loops
+    from test_kernels_loops import X, W, loops, Window
 
     inside, interrupts, end = False, 0, time.monotonic() + 3
 
@@ -295,45 +330,28 @@ INTERRUPTED = """
             time.sleep(random.uniform(0.0005, 0.005))
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    loops.conv2d(*CONVOLUTION)
+    convolution = X, W[:16, :, :1, :1].copy(), None, Window.of((32, 32), 1)
+    before = loops.conv2d(*convolution)
     signal.signal(signal.SIGINT, interrupt)
-    with threadpool_limits(2, "blas"):
-        threading.Thread(target=keep_interrupting).start()
-        while time.monotonic() < end:
-            try:
-                inside = True
-                loops.conv2d(*CONVOLUTION)
-                inside = False
-            except KeyboardInterrupt:
-                interrupts += 1
-        loops.conv2d(*CONVOLUTION)
-        print(interrupts > 20, blas_threads())
+    threading.Thread(target=keep_interrupting).start()
+    while time.monotonic() < end:
+        try:
+            inside = True
+            loops.conv2d(*convolution)
+            inside = False
+        except KeyboardInterrupt:
+            interrupts += 1
+    time.sleep(0.1)
+    print(interrupts > 20, (loops.conv2d(*convolution) == before).all())
 """
+X, W = (channels_last(np, normal(Key(i), (16, 32, 32, 32)).astype("float32")) for i in range(2))
 
 
-@needs_openblas
 @pytest.mark.skipif(sys.platform == "win32", reason="signals come to the main thread alone")
-def test_blas_gets_its_threads_back_after_interrupts() -> None:
+def test_kernels_work_after_interrupts() -> None:
     """At any moment: in a kernel, before and after it, while it waits for its helpers."""
     done = python(INTERRUPTED, MINIGRAD_NUM_THREADS="2")
-    assert done.stdout == "True {2}\n", done.stderr
-
-
-OTHER_BLAS = """
-    import numpy as np, threadpoolctl
-    threadpoolctl.threadpool_info = lambda: []
-    from test_kernels_loops import CONVOLUTION, X, W, loops
-    y = loops.conv2d(*CONVOLUTION)
-    a, b = X[:, :, 0, 0].astype("f8"), W[:, :, 0, 0].astype("f8")
-    print(abs(y - np.einsum("nchw,oc->nohw", X, CONVOLUTION[1][:, :, 0, 0])).max() < 1e-4)
-    for left, right in ((a.T, b), (a, b.T), (a.T, b[:, :16])):
-        print(abs(loops.matmul(left, right, None) - left @ right).max() < 1e-12)
-"""
-
-
-def test_another_blas_is_called_through_numpy() -> None:
-    done = python(OTHER_BLAS)
-    assert done.stdout == "True\n" * 4, done.stderr
+    assert done.stdout == "True True\n", done.stderr
 
 
 # ---- Compiled code ----

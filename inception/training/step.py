@@ -17,7 +17,6 @@ from minigrad.errors import NonFiniteError
 from minigrad.layout import Array
 from minigrad.nn import Module
 from minigrad.random import Key
-from minigrad.threads import blas_on_one_thread
 
 
 class Step:
@@ -74,10 +73,9 @@ class Step:
 
     def compute(self, batch: Batch) -> None:
         """A step, with the random numbers that the model has been handed."""
-        with blas_on_one_thread():
-            losses, hits = training_step(self.model, batch, self.recipe)
-            self._check_step(batch, losses)
-            self._update()
+        losses, hits = training_step(self.model, batch, self.recipe)
+        self._check_step(batch, losses)
+        self._update()
         self.sums.add(losses, hits, len(batch.labels))
 
     def _update(self) -> None:

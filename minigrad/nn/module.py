@@ -21,7 +21,6 @@ from minigrad.layout import Array, empty_images, moved
 from minigrad.nn.recompute import recomputed
 from minigrad.random import Key
 from minigrad.tensor import Tensor
-from minigrad.threads import blas_on_one_thread
 
 
 class Parameter(Tensor):
@@ -59,7 +58,7 @@ class Module:
 
     def __call__(self, *inputs: Any) -> Any:
         """Run `forward`. An exception on its way out learns the path of the layer in which it was raised."""
-        with self.called(), blas_on_one_thread():
+        with self.called():
             return recomputed(self, *inputs) if self.recompute else self.forward(*inputs)
 
     @contextmanager

@@ -30,8 +30,8 @@ from numba.extending import intrinsic
 
 from minigrad.layout import Array
 
-FEATURES = llvm.get_host_cpu_features()
-VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16  # bytes of a register
+_features = (config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()).split(",")
+VECTOR = 64 if "+avx512f" in _features else 32 if "+avx2" in _features else 16  # bytes of a register
 LONG = 2.0  # seconds of compiling after which a line says so
 
 _sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
