@@ -87,7 +87,7 @@ _kept: list[CFunc] = []  # functions that compiled code calls by address must st
 
 def exported(name: str, signature: Any, function: Callable[..., None]) -> Any:
     """The function compiled once, for kernels that call it by name in place of containing it: they compile faster."""
-    exported_function = CFunc(
+    exported_function: Any = CFunc(
         function, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
     )
     with contextlib.suppress(RuntimeError):  # no directory can be written

@@ -93,7 +93,7 @@ def as_stack(a: Array, transposed: bool = False) -> Array:
 
 
 def matmul(a: Array, b: Array, out: Array | None) -> Array:
-    m, k, n = *a.shape[-2:], b.shape[-1]
+    (m, k), n = a.shape[-2:], b.shape[-1]
     stack = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
     whole = empty(np, (stack, m, n), a.dtype)
     parts = max(1, min(LANES // stack, n // 32, stack * m * n * k // ENOUGH))

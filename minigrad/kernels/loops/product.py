@@ -114,14 +114,14 @@ def _tile(real: Any, rows: int, vectors: int, lanes: int) -> Callable[..., None]
                     builder.store(builder.select(add, more, total), place)
         return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def tile(
         context: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, c: Any, c_row: Any, length: Any, add: Any,
         columns: Any,
     ) -> Any:  # fmt: skip
         return types.void(*[types.intp] * 8, types.boolean, types.intp), emit
 
-    return tile  # type: ignore[no-any-return]
+    return tile
 
 
 def _panel(real: Any, vectors: int, lanes: int, rows: int) -> Callable[..., None]:
