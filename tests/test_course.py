@@ -19,7 +19,8 @@ from minigrad.graph import Node
 from minigrad.kernels import textbook
 from minigrad.layout import Window, filter_matrix, pixels
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "minigrad/README.md", ROOT / "inception/README.md"]
 
 # A picture of one channel, 3×3, and one filter, 2×2: four windows.
 PICTURE = [[1, 2, 3],
@@ -124,19 +125,26 @@ def test_batch_norm_backward_in_five_lines() -> None:
     assert np.allclose([scale.grad[0], shift.grad[0]], [dgamma, dbeta], rtol=0, atol=1e-14)
 
 
-def test_the_snippets_of_the_readme_run_as_they_stand() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_snippets_of_the_pages_run_as_they_stand(page: Path) -> None:
     """Each from an empty namespace; a network of 1000 classes at 224×224 is among them."""
-    snippets = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(snippets) >= 3
+    snippets = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert snippets
     try:
         for snippet in snippets:
-            exec(compile(snippet, "README.md", "exec"), {})
+            exec(compile(snippet, page.name, "exec"), {})
     finally:
         models._forms.cache_clear()  # one of them registers a network
 
 
-def test_the_readmes_rows_of_a_summary_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    text = README.read_text(encoding="utf-8")
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md"]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_rows_of_a_summary_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "inception/README.md").read_text(encoding="utf-8")
     found = re.search(r"^    \$ python -m inception (summary .*)\n((?:    .*\n)+)", text, re.MULTILINE)
     assert found is not None
     assert main(found[1].split()) == 0
