@@ -11,6 +11,7 @@ if __name__ == "__main__":  # Ctrl-C while the imports run, which take a second:
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _evaluate(weights: str, data: str, split: str, model: str | None, batch_size
     shares = [float(r / s) if s else float("nan") for r, s in zip(right, seen, strict=True)]
     result = {"loss": loss / len(dataset), "accuracy": int(right.sum()) / len(dataset)}
     if json:
-        by_class = dict(zip(dataset.classes, map(_share_or_none, shares), strict=True))
+        by_class = dict(zip(_distinct(dataset.classes), map(_share_or_none, shares), strict=True))
         say(as_json({"weights": str(file), "data": dataset.name, "pictures": len(dataset), **result,
                      "accuracy_by_class": by_class}))  # fmt: skip
         return 0
@@ -92,6 +93,15 @@ def _weights(place: str, quiet: bool) -> Path:
     if not quiet and Path(place).is_dir():
         warn(f"{place}: a run, with the weights in {file.name}")
     return file
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names as keys: two classes of one name, as ImageNet's two cranes, are "crane" and "crane (2)"."""
+    found: list[str] = []
+    for name in names:
+        tries = (name if number == 1 else f"{name} ({number})" for number in count(1))
+        found.append(next(key for key in tries if key not in found))
+    return found
 
 
 def _share_or_none(share: float) -> float | None:
@@ -234,15 +244,15 @@ def _export(source: str, to: Path, size: int | None, model: str | None, about: P
     else:
         Preprocessing.of(known)  # raises if predict could not use it
         save_weights(to, network, {key: value for key, value in known.items() if key != "format"})
-    count = sum(parameter.size for parameter in network.parameters())
+    parameters = sum(parameter.size for parameter in network.parameters())
     if json:
-        say(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": count,
+        say(as_json({"source": source, "to": str(to), "model": known["model"], "parameters": parameters,
                      "read": known.get("source", ""), "fresh": fresh}))  # fmt: skip
     elif not quiet:
         if "source" in known:
             say(f"read {known['source']}")
         weights = ", fresh weights, not trained" if fresh else ""
-        say(f"{to}: {known['model']}, {count:,} parameters, {to.stat().st_size:,} bytes{weights}")
+        say(f"{to}: {known['model']}, {parameters:,} parameters, {to.stat().st_size:,} bytes{weights}")
     return 0
 
 

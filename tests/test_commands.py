@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_weights_foreign import ABOUT, same
 
@@ -212,3 +213,17 @@ def test_table_1_and_the_family_side_by_side(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["parameters"] == 260_650
     assert main(["compare", "vgg"]) == 1
     assert "googlenet_small" in capsys.readouterr().err
+
+
+def test_classes_of_one_name_do_not_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ImageNet has two cranes, the bird and the machine."""
+    rng, classes = np.random.default_rng(0), ["crane", "crane", "kite"]
+    x, y = rng.integers(0, 256, (9, 32, 32, 3), dtype="uint8"), np.arange(9) % 3
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y, classes=np.array(classes))
+    model = create_model("googlenet_small", num_classes=3, seed=0)
+    about = ABOUT | {"classes": classes, "std": [0.25] * 3, "options": {"num_classes": 3}}
+    save_weights(tmp_path / "w.npz", model, about)
+    assert main(["evaluate", str(tmp_path / "w.npz"), "--data", str(tmp_path / "d.npz"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["accuracy_by_class"]) == ["crane", "crane (2)", "kite"]
+    assert np.mean(list(result["accuracy_by_class"].values())) == pytest.approx(result["accuracy"])
