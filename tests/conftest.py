@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,24 @@ from minigrad import backend
 from minigrad.kernels import kernels, set_kernels
 
 MODULES = {"numpy": "numpy", "textbook": "numpy", "fake_cupy": "cupy", "cupy": "cupy"}
+
+
+STEP = """
+import numpy as np
+from inception.models import create_model
+from minigrad import Tensor, no_grad, ops
+model = create_model("googlenet_small", width=0.25)
+pictures = Tensor(np.ones((8, 3, 32, 32), "float32"))
+ops.cross_entropy(model(pictures), np.zeros(8, "int64")).backward()
+with no_grad():
+    model.eval()(pictures)
+"""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, where they have not been: the first process to use them says so on standard error,
+    which tests compare."""
+    subprocess.run([sys.executable, "-c", STEP], check=True, capture_output=True, cwd=session.config.rootpath)
 
 
 @functools.cache

@@ -225,9 +225,7 @@ def test_what_is_checked_launches_every_kernel(xp: Any, on_stand_in: None, in_ti
         assert never == check_gpu.NEVER
         assert check_gpu.counts_in(counts)["passed"] > 100
     else:
-        assert (
-            {"augment", "average"} < set(never.removeprefix(check_gpu.NEVER).split(", ")) < check_gpu.kernels_of_ours()
-        )
+        assert {"augment", "lrn"} < set(never.removeprefix(check_gpu.NEVER).split(", ")) < check_gpu.kernels_of_ours()
         assert {"skipped", "deselected"} == set(check_gpu.counts_in(counts))
 
 
@@ -238,7 +236,9 @@ def test_a_report_has_the_tests_and_the_memory_check(
     """The tests are two that need no GPU; those under the checker are six of the kernels'."""
     pretend(RUNS_IT)
     monkeypatch.setattr(check_gpu, "TOOLS", {"memcheck": check_gpu.TOOLS["memcheck"]})
-    monkeypatch.setattr(check_gpu, "CHECKED", ["-m", "gpu", "tests/test_kernels_cuda.py", "-k", "augment and float32"])
+    monkeypatch.setattr(
+        check_gpu, "CHECKED", ["-m", "gpu", "tests/test_kernels_cuda.py", "-k", "augment and float32 and not textbook"]
+    )
     tests = ["-m", "not gpu", "tests/test_benchmarks.py", "-k", "sizes_of or rates_of"]
     monkeypatch.setattr(check_gpu, "TESTS", tests)
     monkeypatch.setattr(sys, "argv", ["check_gpu.py", "--report", str(tmp_path / "report")])
@@ -255,9 +255,9 @@ def test_a_report_has_the_tests_and_the_memory_check(
     checked = found["memory_check"]["memcheck"]
     assert (checked["clean"], checked["exit_code"], checked["errors"], checked["why"]) == (True, 0, 0, None)
     assert checked["counts"]["passed"] == 6
-    never = {"average", "adamw", "rmsprop", "squares", "clip", "lrn", "lrn_dx"}  # neither in a step nor in those tests
+    never = {"lrn", "lrn_dx"}  # neither in a step nor in those tests
     assert never < set(checked["not_launched"])
-    assert not {"augment", "im2col", "sgd"} & set(checked["not_launched"])
+    assert not {"augment", "im2col", "gather"} & set(checked["not_launched"])
     assert "6 passed" in (tmp_path / "report/memcheck.txt").read_text()
 
 

@@ -513,7 +513,9 @@ def test_pictures_of_every_kind(program: Program, weights: Path, tmp_path: Path)
     paths = save_pictures(tmp_path / "pictures" / "below")
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     outcome = program("predict.py", weights, tmp_path / "pictures", "--top", 10)
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
+    assert "1 file was passed over (.txt: 1)" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
     lines = outcome.out.splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [str(path) for path in paths]
     assert len(lines) == 11 * len(paths)

@@ -220,5 +220,5 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path) -> None:
         done = subprocess.run([nvcc, *options, source, "-o", cubin], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         spills = re.findall(r"(\d+) bytes spill", done.stderr)
-        assert len(spills) >= 2 * 26
+        assert len(spills) >= 2 * 24  # a line for reads and writes of every kernel: none was left out
         assert set(spills) == {"0"}, done.stderr

@@ -52,7 +52,10 @@ def save_checkpoint(path: Path, training: Training, about: dict[str, Any], run: 
     training.check_losses()
     arrays = training.model.state_dict()
     if broken := next((name for name, x in arrays.items() if not np.isfinite(x).all()), None):
-        raise NonFiniteError(f"{broken} is not finite after step {training.step:,}, though the loss still was", "")
+        raise NonFiniteError(
+            f"{broken} is not finite after step {training.step:,}, though the loss was: try a lower learning rate",
+            "",
+        )
     arrays |= {f"optimizer/{name}": backend.to_host(x) for name, x in training.optimizer.state_dict().items()}
     if average is not None:
         arrays |= {f"average/{name}": backend.to_host(x) for name, x in average.sums.items()}

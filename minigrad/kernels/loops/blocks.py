@@ -58,7 +58,7 @@ def rounded(count: int, least: int, most: int) -> int:
     """A number of blocks that 2, 4 and 8 threads share evenly: at least `count` and `least`, at most `most`."""
     count = max(count, least, 1)
     count = 1 << (count - 1).bit_length() if count < LANES else -(-count // LANES) * LANES
-    return min(count, most)
+    return max(1, min(count, most))
 
 
 def block_rows(total: int, width: int, bytes_per_pixel: int, multiply_adds: int) -> int:
@@ -71,7 +71,7 @@ def block_rows(total: int, width: int, bytes_per_pixel: int, multiply_adds: int)
 def chunk(pixels: int, c: int) -> int:
     """How many pixels make a block of elementwise work."""
     count = rounded(pixels * c // (BLOCK_BYTES // 8), min(LANES, pixels * c // VALUES), pixels)
-    return -(-pixels // count)
+    return max(1, -(-pixels // count))
 
 
 def spread(kernel: Callable[..., None], blocks: int, *args: Any) -> None:
