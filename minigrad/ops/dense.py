@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from minigrad.backend import array_module
 from minigrad.errors import ShapeError
 from minigrad.kernels import kernels
-from minigrad.layout import Array, Window
+from minigrad.layout import Array
 from minigrad.tensor import Tensor, check_alike, record
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x · weightᵀ + bias: a 1×1 convolution of images of one pixel, and computed as such.
+    """x · weightᵀ + bias. dx = dy · weight, dweight = dyᵀ · x, dbias = Σ dy over the rows.
 
     x        (N, C)
     weight   (K, C)
@@ -30,21 +30,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ShapeError(f"linear got an empty input {x.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(f"linear got a bias of shape {bias.shape} for {weight.shape[0]} outputs")
-    rows, filters, needs_dx, with_bias = _as_images(x.data), _as_images(weight.data), x.needs_grad, bias is not None
-    k, window = kernels(x.data), Window.of((1, 1), 1)
-    y = k.conv2d(rows, filters, None if bias is None else bias.data, window)[:, :, 0, 0]
+    # What backward needs is captured now, as arrays: it must not see what the tensors hold by then.
+    a, w, needs_dx, with_bias = x.data, weight.data, x.needs_grad, bias is not None
+    matmul = kernels(a).matmul
+    y = matmul(a, w.T, None)
+    if bias is not None:
+        y += bias.data
 
     def backward(dy: Array) -> tuple[Array | None, ...]:
-        upstream = _as_images(dy)
-        dx, dw, db = k.conv2d_backward(upstream, rows, filters, window, needs_dx, True, with_bias)
-        return None if dx is None else dx[:, :, 0, 0], dw[:, :, 0, 0], db
+        dx = matmul(dy, w, None) if needs_dx else None
+        return dx, matmul(dy.T, a, None), dy.sum(axis=0) if with_bias else None
 
     kept = (x, weight if needs_dx else None)
     return record("linear", y, (x, weight, bias), backward, kept=kept, multiply_adds=y.size * x.shape[1])
-
-
-def _as_images(matrix: Array) -> Array:
-    return matrix[:, :, None, None]
 
 
 def concat(tensors: Sequence[Tensor], axis: int = 1) -> Tensor:

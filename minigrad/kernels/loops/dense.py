@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.kernels.loops.blocks import ENOUGH, LANES, chunk, matrix, rows, spread
 from minigrad.kernels.loops.compiled import compiled, take
-from minigrad.kernels.loops.product import packed, padded, product, product_of_transposed
+from minigrad.kernels.loops.product import PIECE, packed, padded, product, product_of_transposed
 from minigrad.layout import Array, empty, empty_images
 
 
@@ -70,20 +70,24 @@ def add(a: Array, b: Array, out: Array | None) -> Array:
 
 
 @compiled
-def products(turn, a, b, panels, out, columns):
-    """out[s] = a[s] · b by the panels of b; or aᵀ[s] · b[s] where there are none. One matrix may serve all s."""
-    n = out.shape[2]
-    parts = -(-n // columns)
-    task = take(turn)
-    while task >= 0:
-        s, start = task // parts, task % parts * columns
-        stop, left, target = min(start + columns, n), a[s % len(a)], out[s]
+def products(turn, a, b, panels, out, step, columns):
+    """out[s] = a[s] · b by the panels of b; or aᵀ[s] · b[s] where there are none. One matrix may serve all s.
+
+    A block is `step` rows by `columns` columns of a product.
+    """
+    m, n = out.shape[1:]
+    down, across = -(-m // step), -(-n // columns)
+    block = take(turn)
+    while block >= 0:
+        s, first, start = block // (down * across), block // across % down * step, block % across * columns
+        last, stop, left = min(first + step, m), min(start + columns, n), a[s % len(a)]
+        target = out[s, first:last, start:stop]
         if len(panels):
             k = left.shape[1]
-            product(left, panels[start * k :], target[:, start:stop], k)
+            product(left[first:last], panels[start * k :], target, k)
         else:
-            product_of_transposed(left, b[s % len(b)][:, start:stop], target[:, start:stop], False)
-        task = take(turn)
+            product_of_transposed(left[:, first:last], b[s % len(b)][:, start:stop], target, False)
+        block = take(turn)
 
 
 def as_stack(a: Array, transposed: bool = False) -> Array:
@@ -94,18 +98,26 @@ def as_stack(a: Array, transposed: bool = False) -> Array:
 
 def matmul(a: Array, b: Array, out: Array | None) -> Array:
     (m, k), n = a.shape[-2:], b.shape[-1]
-    stack = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
-    whole = empty(np, (stack, m, n), a.dtype)
-    parts = max(1, min(LANES // stack, n // 32, stack * m * n * k // ENOUGH))
-    columns, nothing = padded(-(-n // parts), a.itemsize), np.empty(0, a.dtype)
-    if b.ndim == 3 or (b.flags.c_contiguous and not a.flags.c_contiguous):
-        args: tuple[Array, ...] = as_stack(a, transposed=True), as_stack(b), nothing
+    if a.ndim == b.ndim == 2 and m < n and b.T.flags.c_contiguous and not b.flags.c_contiguous:
+        result = np.ascontiguousarray(matmul(b.T, a.T, None).T)  # reads b once, as it lies: a·b = (bᵀ·aᵀ)ᵀ
     else:
-        turned = not b.flags.c_contiguous
-        args = as_stack(a), whole, packed(matrix(b.T if turned else b), turned, columns)
-    spread(products, stack * -(-n // columns), *args, whole, columns)
-    result = whole if max(a.ndim, b.ndim) > 2 else whole[0]
+        result = _matmul(a, b, m, k, n)
     if out is None:
         return result
     out[...] = result
     return out
+
+
+def _matmul(a: Array, b: Array, m: int, k: int, n: int) -> Array:
+    stack = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
+    whole = empty(np, (stack, m, n), a.dtype)
+    parts = max(1, min(-(-LANES // stack), stack * m * n * k // ENOUGH))
+    across = 1 if m >= n else min(parts, -(-n // 32))
+    columns, step = padded(-(-n // across), a.itemsize), -(-m // min(parts // across, m))
+    if b.ndim == 3 or (b.flags.c_contiguous and (m < PIECE or not a.flags.c_contiguous)):
+        args: tuple[Array, ...] = as_stack(a, transposed=True), as_stack(b), np.empty(0, a.dtype)
+    else:
+        turned = not b.flags.c_contiguous
+        args = as_stack(a), whole, packed(matrix(b.T if turned else b), turned, columns)
+    spread(products, stack * -(-m // step) * -(-n // columns), *args, whole, step, columns)
+    return whole if max(a.ndim, b.ndim) > 2 else whole[0]
