@@ -20,6 +20,7 @@ from minigrad.layout import Array, Window
 BLOCK_BYTES = 1 << 20  # of patches, or of values of elementwise work
 ENOUGH = 1 << 22  # multiply-adds that are worth handing to another thread
 VALUES = 1 << 14  # of elementwise work, likewise
+PIXELS = 48  # that a block of a product should have: every block reads all filters
 LANES = 8  # partial sums over blocks
 
 
@@ -64,7 +65,8 @@ def rounded(count: int, least: int, most: int) -> int:
 def block_rows(total: int, width: int, bytes_per_pixel: int, multiply_adds: int) -> int:
     """How many rows of `width` pixels make a block, of `total`."""
     pixels = total * width
-    count = rounded(-(-pixels * bytes_per_pixel // BLOCK_BYTES), min(LANES, pixels * multiply_adds // ENOUGH), total)
+    least, most = min(LANES, pixels * multiply_adds // ENOUGH), min(total, pixels // PIXELS)
+    count = rounded(-(-pixels * bytes_per_pixel // BLOCK_BYTES), least, most)
     return -(-total // count)
 
 
