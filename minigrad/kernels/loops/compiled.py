@@ -27,6 +27,7 @@ from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+from tqdm import tqdm
 
 from minigrad.layout import Array
 
@@ -59,7 +60,7 @@ class Cache(FunctionCache):
             Cache.compiling, self.begun = self, time.perf_counter()
             if Cache.spent > LONG and not Cache.told:
                 Cache.told = True
-                print(
+                tqdm.write(  # above a progress bar
                     "minigrad compiles its kernels for this machine: up to a minute for the first training step, once "
                     f"(they are kept in {self.cache_path})",
                     file=sys.stderr,
