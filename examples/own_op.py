@@ -18,7 +18,7 @@ from inception.training import to_tensor
 from minigrad import Tensor, gradcheck, nn, ops, optim, record
 from minigrad.backend import array_module
 from minigrad.errors import GradientMismatch
-from minigrad.layout import Array
+from minigrad.layout import Array, elementwise
 from minigrad.random import seeded
 
 
@@ -29,7 +29,7 @@ def swish(x: Tensor) -> Tensor:
     """
     a = x.data  # an array, of NumPy or CuPy: ops compute on arrays
     sigmoid = 1 / (1 + array_module(a).exp(-a))
-    y = a * sigmoid
+    y = elementwise(array_module(a).multiply, a, sigmoid)  # channels-last on CuPy too, where a * sigmoid is not
 
     def backward(dy: Array) -> Array:  # what it names (a, sigmoid, y) is kept in memory until it runs
         return dy * sigmoid * (1 + a - y)

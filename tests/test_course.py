@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from inception import models
 from inception.__main__ import main
 from minigrad import Tensor, graph, ops
+from minigrad.backend import to_host
 from minigrad.graph import Node
 from minigrad.kernels import textbook
 from minigrad.layout import Window, filter_matrix, pixels
@@ -152,3 +155,21 @@ def test_the_rows_of_a_summary_are_printed(capsys: pytest.CaptureFixture[str]) -
     shown = [line.removeprefix("    ") for line in found[2].splitlines()]
     assert len(shown) >= 3
     assert set(shown) - {"…"} <= set(printed)
+
+
+def test_the_recipes_for_an_own_op_are_channels_last_on_both_backends(xp: Any) -> None:
+    """CuPy lays the result of arithmetic out in C order; images of minigrad are channels-last."""
+    snippets = re.findall(r"^```python\n(.*?)^```", PAGES[1].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    recipe: dict[str, Any] = {}
+    exec(next(snippet for snippet in snippets if "def square" in snippet).split("\n\n\ngradcheck")[0], recipe)
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        swish = runpy.run_path(str(ROOT / "examples/own_op.py"))["swish"]
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+    values = np.random.default_rng(0).standard_normal((2, 4, 5, 3))  # (N, H, W, C)
+    x = Tensor(xp.asarray(values).transpose(0, 3, 1, 2), requires_grad=True)
+    for op, wanted in ((recipe["square"], values**2), (swish, values / (1 + np.exp(-values)))):
+        y = op(x).data.transpose(0, 2, 3, 1)
+        assert y.flags.c_contiguous
+        assert np.allclose(to_host(y), wanted, rtol=0, atol=1e-14)
